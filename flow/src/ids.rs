@@ -14,7 +14,11 @@ impl PortId {
 
 impl fmt::Display for PortId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if *self == PortId::UPLINK { f.write_str("uplink") } else { write!(f, "port{}", self.0) }
+        if *self == PortId::UPLINK {
+            f.write_str("uplink")
+        } else {
+            write!(f, "port{}", self.0)
+        }
     }
 }
 
@@ -74,6 +78,10 @@ impl FromStr for MacAddr {
             let part = parts.next().filter(|p| p.len() == 2).ok_or_else(fail)?;
             *byte = u8::from_str_radix(part, 16).map_err(|_| fail())?;
         }
-        if parts.next().is_some() { Err(fail()) } else { Ok(MacAddr(bytes)) }
+        if parts.next().is_some() {
+            Err(fail())
+        } else {
+            Ok(MacAddr(bytes))
+        }
     }
 }

@@ -49,8 +49,11 @@ pub struct TunnelKey {
 
 impl TunnelKey {
     /// Not encapsulated.
-    pub const NONE: TunnelKey =
-        TunnelKey { vni: 0, src: KeyAddr::UNSPECIFIED, dst: KeyAddr::UNSPECIFIED };
+    pub const NONE: TunnelKey = TunnelKey {
+        vni: 0,
+        src: KeyAddr::UNSPECIFIED,
+        dst: KeyAddr::UNSPECIFIED,
+    };
 
     /// True where the packet came without a tunnel.
     pub fn is_none(&self) -> bool {

@@ -1,0 +1,1 @@
+//! Generators of packets and action lists for property tests.
