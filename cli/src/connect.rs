@@ -2,7 +2,7 @@
 
 use crate::args::Global;
 use crate::failure::Failure;
-use api::client::{self, Target};
+use api::client::{self, ConnectError, Target};
 use api::identity::{Identity, Paths};
 use api::v1::agent_client::AgentClient;
 use api::v1::controller_client::ControllerClient;
@@ -47,8 +47,12 @@ impl Global {
             .map(Identity::load)
             .transpose()
             .map_err(|error| Failure::other(chain(&error)))?;
-        let target = Target::controller(&url, identity, false)
-            .map_err(|error| Failure::usage(chain(&error)))?;
+        let target = Target::controller(&url, identity, false).map_err(|error| match error {
+            ConnectError::NoIdentity { .. } => Failure::denied(format!(
+                "{error}; `ferrovia login --controller {url} --token …` gets one"
+            )),
+            _ => Failure::usage(chain(&error)),
+        })?;
         let channel = client::connect(&target)
             .await
             .map_err(|error| Failure::unreachable(chain(&error)))?;

@@ -55,6 +55,14 @@ impl Failure {
         }
     }
 
+    /// No certificate, or a wrong one.
+    pub fn denied(message: impl Into<String>) -> Failure {
+        Failure {
+            message: message.into(),
+            code: 6,
+        }
+    }
+
     /// Adds what was being done before the message.
     pub fn during(self, what: &str) -> Failure {
         Failure {

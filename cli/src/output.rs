@@ -38,6 +38,9 @@ impl Format {
                 for row in rows {
                     table.add_row(row.cells());
                 }
+                for column in table.column_iter_mut() {
+                    column.set_padding((0, 2));
+                }
                 print(&table.trim_fmt())
             }
         }
