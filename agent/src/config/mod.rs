@@ -399,7 +399,7 @@ fn read_dataplane(table: Option<Table<'_, '_>>, out: &mut Collector<'_>) -> Data
         memory_mb: None,
         hugepages: Hugepages::Auto,
         flow_capacity: 65_536,
-        buffers: 16_384,
+        buffers: 8192,
     };
     let Some(mut table) = table else {
         return dataplane;

@@ -1,0 +1,521 @@
+//! The control thread: the one place that changes the data plane.
+//!
+//! ```text
+//!   controller stream ──┐                              ┌─▶ ports (backends, data plane)
+//!   file, SIGHUP ───────┤                              ├─▶ router (topology, epoch) ─▶ publish
+//!   backends' changes ──┼─▶ Command ─▶ control thread ─┼─▶ underlay requests, advertisements
+//!   data plane's events ┘                              ├─▶ state file
+//!                                                      └─▶ View ─▶ local API, stream
+//! ```
+//!
+//! It owns all state of the control side, so nothing is locked, and sleeps until a command comes or
+//! the next deadline (a retry, a neighbour to ask, an advertisement) is due.
+
+use crate::desired::Desired;
+use crate::diff::{self, Attachment};
+use crate::neighbours::Neighbours;
+use crate::numbering::Numbers;
+use crate::paths::Paths;
+use crate::ports::{OnChange, Ports, chain};
+use crate::state_file::{self, Saved};
+use crate::topology;
+use crate::view::{PortView, View, api_port};
+use crate::wire::StepError;
+use api::v1;
+use fallback_dpdk::Dataplane;
+use flow::{MacAddr, PortId};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
+use tokio::sync::{oneshot, watch};
+use vrouter::{Underlay, VRouter};
+
+/// How often router advertisements are sent unasked (RFC 4861 section 6.2.1 allows 4 to 1800 s).
+const ADVERTISE_EVERY: Duration = Duration::from_secs(200);
+/// Nothing is due: sleep this long.
+const NOTHING_DUE: Duration = Duration::from_secs(3600);
+
+/// What the control thread is asked.
+enum Command {
+    /// The file's state, of an agent that runs alone.
+    Replace(Box<Desired>),
+    /// A step of the controller.
+    Step(Box<v1::Desired>, oneshot::Sender<Result<u64, StepError>>),
+    /// What the agent has, for the hello.
+    Have(oneshot::Sender<Have>),
+    /// The store is another one: what came from the old one is not to be built upon.
+    ForgetStore(oneshot::Sender<()>),
+    /// A backend's status changed.
+    PortChanged(String),
+    /// A neighbour in the underlay answered.
+    Learned(IpAddr, MacAddr),
+    /// A packet waits for a neighbour in the underlay.
+    Wanted(IpAddr),
+    /// Take everything down.
+    Stop,
+}
+
+/// What the agent has.
+#[derive(Clone, Debug, Default)]
+pub struct Have {
+    /// Of which store.
+    pub store_id: String,
+    /// Keys and revisions.
+    pub have: Vec<v1::Have>,
+}
+
+/// The way to the control thread.
+#[derive(Clone)]
+pub struct Handle {
+    commands: mpsc::Sender<Command>,
+    view: watch::Receiver<Arc<View>>,
+}
+
+impl Handle {
+    /// Replaces the whole desired state by that of a file.
+    pub fn replace(&self, desired: Desired) {
+        let _ = self.commands.send(Command::Replace(Box::new(desired)));
+    }
+
+    /// Applies a step of the controller; the version that is applied then. `None`: the agent stops.
+    pub async fn step(&self, step: v1::Desired) -> Option<Result<u64, StepError>> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(Command::Step(Box::new(step), reply)).ok()?;
+        answer.await.ok()
+    }
+
+    /// What the agent has.
+    pub async fn have(&self) -> Option<Have> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(Command::Have(reply)).ok()?;
+        answer.await.ok()
+    }
+
+    /// Forgets which store the state came from, so that the next hello asks for everything.
+    pub async fn forget_store(&self) -> Option<()> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(Command::ForgetStore(reply)).ok()?;
+        answer.await.ok()
+    }
+
+    /// The agent's picture of itself, and its changes.
+    pub fn view(&self) -> watch::Receiver<Arc<View>> {
+        self.view.clone()
+    }
+
+    /// Tells of an answer of a neighbour.
+    pub fn learned(&self, ip: IpAddr, mac: MacAddr) {
+        let _ = self.commands.send(Command::Learned(ip, mac));
+    }
+
+    /// Tells of a packet that waits for a neighbour.
+    pub fn wanted(&self, ip: IpAddr) {
+        let _ = self.commands.send(Command::Wanted(ip));
+    }
+
+    /// Takes everything down and ends the thread.
+    pub fn stop(&self) {
+        let _ = self.commands.send(Command::Stop);
+    }
+}
+
+/// What the control thread needs.
+pub struct Parts {
+    /// The host's name.
+    pub host: String,
+    /// Files.
+    pub paths: Paths,
+    /// The data plane.
+    pub dataplane: Arc<Dataplane>,
+    /// Owner and group of sockets.
+    pub ownership: crate::accounts::Ownership,
+    /// Permissions of sockets.
+    pub permissions: u32,
+    /// The underlay, without neighbours.
+    pub underlay: Option<Underlay>,
+    /// Whether the desired state is kept in the state file (it comes from a controller).
+    pub keep_state: bool,
+}
+
+/// Starts the control thread. With `keep_state` it begins with the last known state.
+pub fn start(parts: Parts) -> std::io::Result<(Handle, std::thread::JoinHandle<()>)> {
+    let (commands, inbox) = mpsc::channel();
+    let (view_out, view) = watch::channel(Arc::new(View::default()));
+    let changed = commands.clone();
+    let on_change: OnChange = Arc::new(move |id: &str| {
+        let _ = changed.send(Command::PortChanged(id.to_owned()));
+    });
+    let ports =
+        Ports::new(Arc::clone(&parts.dataplane), parts.ownership, parts.permissions, on_change);
+    let mut control = Control {
+        ports,
+        view: view_out,
+        saved: Saved::default(),
+        desired: Desired::default(),
+        refused: BTreeMap::new(),
+        numbers: Numbers::default(),
+        neighbours: Neighbours::default(),
+        router: Arc::new(topology::empty(0)),
+        epoch: 0,
+        advertise_at: None,
+        connected: BTreeSet::new(),
+        shown: BTreeMap::new(),
+        parts,
+    };
+    let thread = std::thread::Builder::new().name("control".into()).spawn(move || {
+        control.begin();
+        control.run(&inbox);
+    })?;
+    Ok((Handle { commands, view }, thread))
+}
+
+struct Control {
+    parts: Parts,
+    ports: Ports,
+    view: watch::Sender<Arc<View>>,
+    saved: Saved,
+    desired: Desired,
+    /// Ports that cannot be in the topology, and why.
+    refused: BTreeMap<String, String>,
+    numbers: Numbers,
+    neighbours: Neighbours,
+    router: Arc<VRouter>,
+    epoch: u64,
+    advertise_at: Option<Instant>,
+    /// Ports whose guest is connected, as of the last look.
+    connected: BTreeSet<String>,
+    shown: BTreeMap<String, PortView>,
+}
+
+impl Control {
+    fn begin(&mut self) {
+        if self.parts.keep_state {
+            let path = self.parts.paths.state();
+            match state_file::load(&path) {
+                Ok(Some(saved)) => {
+                    self.saved = saved;
+                    self.desired = self.saved.resources.desired();
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::error!(error = chain(&error), "last known state is lost");
+                    state_file::set_aside(&path);
+                }
+            }
+        }
+        self.apply(Instant::now());
+    }
+
+    fn run(&mut self, inbox: &mpsc::Receiver<Command>) {
+        loop {
+            let now = Instant::now();
+            let wait = self.next_due().map_or(NOTHING_DUE, |at| at.saturating_duration_since(now));
+            let mut next = match inbox.recv_timeout(wait) {
+                Ok(command) => Some(command),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => return self.stop(),
+            };
+            // All that is there is taken before the picture is drawn again.
+            let mut steps = Vec::new();
+            while let Some(command) = next {
+                match command {
+                    Command::Stop => return self.stop(),
+                    command => self.take(command, &mut steps),
+                }
+                next = inbox.try_recv().ok();
+            }
+            self.due(Instant::now());
+            self.show();
+            // A step is answered when its effect can be seen.
+            for (reply, answer) in steps {
+                let _ = reply.send(answer);
+            }
+        }
+    }
+
+    fn next_due(&self) -> Option<Instant> {
+        let times = [self.ports.next_retry(), self.neighbours.next_due(), self.advertise_at];
+        times.into_iter().flatten().min()
+    }
+
+    fn take(
+        &mut self,
+        command: Command,
+        steps: &mut Vec<(oneshot::Sender<Result<u64, StepError>>, Result<u64, StepError>)>,
+    ) {
+        let now = Instant::now();
+        match command {
+            Command::Replace(desired) => {
+                self.desired = *desired;
+                self.ports.retry_all(now);
+                self.apply(now);
+            }
+            Command::Step(step, reply) => {
+                let answer = self.step(*step, now);
+                steps.push((reply, answer));
+            }
+            Command::Have(reply) => {
+                let resources = &self.saved.resources;
+                let have = Have { store_id: resources.store_id.clone(), have: resources.have() };
+                let _ = reply.send(have);
+            }
+            Command::ForgetStore(reply) => {
+                self.saved.resources.store_id.clear();
+                let _ = reply.send(());
+            }
+            Command::PortChanged(id) => self.port_changed(&id, now),
+            Command::Learned(ip, mac) => {
+                if self.neighbours.learned(ip, mac, now) {
+                    tracing::info!(%ip, %mac, "underlay neighbour");
+                    self.publish(now);
+                }
+            }
+            Command::Wanted(ip) => self.neighbours.wanted(ip, now),
+            Command::Stop => {}
+        }
+    }
+
+    fn step(&mut self, step: v1::Desired, now: Instant) -> Result<u64, StepError> {
+        let before = self.saved.resources.clone();
+        self.saved.resources.apply(step)?;
+        if self.saved.resources.by_key != before.by_key {
+            self.desired = self.saved.resources.desired();
+            self.ports.retry_all(now);
+            self.apply(now);
+        }
+        if self.saved.resources != before {
+            self.save();
+        }
+        Ok(self.saved.resources.version)
+    }
+
+    fn save(&self) {
+        if !self.parts.keep_state {
+            return;
+        }
+        if let Err(error) = state_file::save(&self.parts.paths.state(), &self.saved) {
+            // Forwarding goes on; only a restart without the controller would not know this.
+            tracing::error!(error = chain(&error), "state not saved");
+        }
+    }
+
+    /// Whatever is due.
+    fn due(&mut self, now: Instant) {
+        if self.ports.next_retry().is_some_and(|at| at <= now) {
+            self.apply(now);
+        }
+        if let Some(underlay) = &self.parts.underlay {
+            for target in self.neighbours.due(now) {
+                let request = vrouter::underlay_arp_request(underlay, target);
+                if let Err(error) = self.parts.dataplane.inject(PortId::UPLINK, request) {
+                    tracing::debug!(error = chain(&error), %target, "request not sent");
+                }
+            }
+        }
+        if self.advertise_at.is_some_and(|at| at <= now) {
+            self.advertise_at = Some(now + ADVERTISE_EVERY);
+            self.advertise(&self.connected);
+        }
+    }
+
+    /// Tells guests of their routers, unasked.
+    fn advertise(&self, ids: &BTreeSet<String>) {
+        let numbers: BTreeSet<PortId> = ids.iter().filter_map(|id| self.ports.number(id)).collect();
+        if numbers.is_empty() {
+            return;
+        }
+        for answer in self.router.router_advertisements() {
+            if numbers.contains(&answer.port) {
+                let _ = self.parts.dataplane.inject(answer.port, answer.packet);
+            }
+        }
+    }
+
+    fn port_changed(&mut self, id: &str, now: Instant) {
+        if let Some(reason) = self.ports.given_up(id) {
+            tracing::warn!(port = id, reason, "port failed");
+            self.ports.give_up(id, reason, now);
+            self.publish(now);
+        }
+        let running = self.ports.status(id).is_some_and(|s| s.state == xvio::State::Running);
+        if !running {
+            self.connected.remove(id);
+        } else if self.connected.insert(id.to_owned()) {
+            self.advertise(&BTreeSet::from([id.to_owned()]));
+            self.advertise_at.get_or_insert(now + ADVERTISE_EVERY);
+        }
+    }
+
+    /// Where a port's socket is. A controller's port keeps the file name of its first day, also when
+    /// it is renamed: the guest's configuration has that path.
+    fn socket(&mut self, id: &str, name: &str, own: Option<&PathBuf>) -> PathBuf {
+        if let Some(path) = own {
+            return self.parts.paths.relocate(path);
+        }
+        let sockets = &mut self.saved.sockets;
+        if !sockets.contains_key(id) {
+            let taken = sockets.values().any(|stem| stem == name);
+            sockets.insert(id.to_owned(), if taken { id.to_owned() } else { name.to_owned() });
+        }
+        self.parts.paths.vhost_dir().join(format!("{}.sock", sockets[id]))
+    }
+
+    /// Makes what runs what is desired.
+    fn apply(&mut self, now: Instant) {
+        let sockets_before = self.saved.sockets.clone();
+        let ids: Vec<String> = self.desired.ports.keys().cloned().collect();
+        self.saved.sockets.retain(|id, _| self.desired.ports.contains_key(id));
+        self.numbers.retain(|id| self.desired.ports.contains_key(id));
+        self.ports.forget(|id| self.desired.ports.contains_key(id));
+        for id in &ids {
+            self.numbers.of(id);
+        }
+        // Ports that fit into no topology are not set up at all.
+        let underlay = self.underlay();
+        let whole =
+            topology::build(&self.desired, &self.numbers, underlay.as_ref(), 0, &|_| true);
+        for note in &whole.notes {
+            tracing::warn!(note, "left out");
+        }
+        self.refused = whole.refused;
+        let mut wanted = BTreeMap::new();
+        for id in ids.iter().filter(|id| !self.refused.contains_key(*id)) {
+            let port = self.desired.ports[id].clone();
+            let Some(network) = self.desired.networks.get(&port.network) else { continue };
+            let attachment = Attachment {
+                mac: port.mac,
+                mtu: topology::mtu_of(network, underlay.as_ref()),
+                queue_pairs: port.queue_pairs,
+                queue_size: port.queue_size,
+                mode: port.mode,
+                socket: self.socket(id, &port.name, port.socket.as_ref()),
+            };
+            wanted.insert(id.clone(), attachment);
+        }
+        let plan = diff::plan(&self.ports.attachments(), &wanted);
+        if !plan.remove.is_empty() {
+            let gone: BTreeSet<&String> = plan.remove.iter().collect();
+            self.publish_with(now, &|id| !gone.contains(&id.to_owned()));
+            for id in &plan.remove {
+                self.ports.remove(id);
+                self.connected.remove(id);
+            }
+        }
+        for id in &plan.create {
+            if !self.ports.may_try(id, now) {
+                continue;
+            }
+            if let Some(number) = self.numbers.get(id) {
+                let name = &self.desired.ports[id].name;
+                self.ports.create(id, name, number, &wanted[id], now);
+            }
+        }
+        self.publish(now);
+        for id in &plan.create {
+            self.port_changed(id, now);
+        }
+        if self.saved.sockets != sockets_before {
+            self.save();
+        }
+    }
+
+    fn underlay(&self) -> Option<Underlay> {
+        let neighbours = self.neighbours.known();
+        self.parts.underlay.clone().map(|underlay| Underlay { neighbours, ..underlay })
+    }
+
+    fn publish(&mut self, now: Instant) {
+        self.publish_with(now, &|_| true);
+    }
+
+    /// Gives the workers a router of the desired state, with those ports that run.
+    fn publish_with(&mut self, now: Instant, also: &dyn Fn(&str) -> bool) {
+        self.epoch += 1;
+        let underlay = self.underlay();
+        let include = |id: &str| self.ports.runs(id) && also(id);
+        let built =
+            topology::build(&self.desired, &self.numbers, underlay.as_ref(), self.epoch, &include);
+        self.router = Arc::new(built.router);
+        self.parts.dataplane.publish(Arc::clone(&self.router));
+        let next_hops = self.router.underlay_next_hops();
+        self.neighbours.set_targets(&next_hops, now);
+    }
+
+    /// Draws the picture, where it has changed.
+    fn show(&mut self) {
+        let mut shown = BTreeMap::new();
+        for (id, port) in &self.desired.ports {
+            let network = self.desired.networks.get(&port.network);
+            let status = self.ports.status(id);
+            let mut view = PortView {
+                port: api_port(id, port, &self.desired, &self.parts.host),
+                number: self.numbers.get(id),
+                gateway_mac: network.map(|n| n.gateway_mac.to_string()).unwrap_or_default(),
+                vni: network.map_or(0, |n| n.vni),
+                features: status.as_ref().map_or(0, |s| s.features),
+                active_queue_pairs: status.as_ref().map_or(0, |s| s.active_queue_pairs),
+            };
+            let mut state = self.port_status(id, status.as_ref());
+            if let Some(stem) = self.saved.sockets.get(id) {
+                let path = self.parts.paths.vhost_dir().join(format!("{stem}.sock"));
+                state.socket = path.display().to_string();
+            } else if let Some(own) = &port.socket {
+                state.socket = self.parts.paths.relocate(own).display().to_string();
+            }
+            view.port.status = Some(state);
+            shown.insert(id.clone(), view);
+        }
+        for (id, (name, reason)) in &self.desired.refused {
+            let mut port = v1::Port { id: id.clone(), name: name.clone(), ..v1::Port::default() };
+            port.status = Some(failed(reason));
+            shown.insert(id.clone(), PortView { port, ..PortView::default() });
+        }
+        let (version, before) = (self.saved.resources.version, self.view.borrow().clone());
+        if shown != self.shown || before.applied_version != version {
+            self.shown = shown.clone();
+            let networks =
+                self.desired.networks.values().map(|n| (n.vni, n.name.clone())).collect();
+            let view = View { ports: shown, applied_version: version, networks };
+            self.view.send_replace(Arc::new(view));
+        }
+    }
+
+    fn port_status(&self, id: &str, status: Option<&xvio::Status>) -> v1::PortStatus {
+        if let Some(reason) = self.refused.get(id) {
+            return failed(reason);
+        }
+        match (status, self.ports.failure(id)) {
+            (Some(status), _) => {
+                let broken = status.broken_queues.first();
+                v1::PortStatus {
+                    state: v1::PortState::Ready.into(),
+                    reason: broken
+                        .map(|(ring, why)| format!("Ring {ring} was stopped: {why}"))
+                        .unwrap_or_default(),
+                    socket: String::new(),
+                    guest_connected: status.connected,
+                }
+            }
+            (None, Some(reason)) => failed(reason),
+            (None, None) => {
+                v1::PortStatus { state: v1::PortState::Pending.into(), ..Default::default() }
+            }
+        }
+    }
+
+    fn stop(&mut self) {
+        self.ports.clear();
+        tracing::debug!("control stopped");
+    }
+}
+
+fn failed(reason: &str) -> v1::PortStatus {
+    v1::PortStatus {
+        state: v1::PortState::Failed.into(),
+        reason: reason.to_owned(),
+        ..v1::PortStatus::default()
+    }
+}

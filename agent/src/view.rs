@@ -1,0 +1,137 @@
+//! What the agent shows of itself: an immutable picture, replaced whole after each change, which the
+//! local API and the controller's stream read.
+
+use crate::desired::{self, Desired};
+use api::v1;
+use flow::PortId;
+use std::collections::BTreeMap;
+
+/// The picture.
+#[derive(Clone, Debug, Default)]
+pub struct View {
+    /// Ports by id.
+    pub ports: BTreeMap<String, PortView>,
+    /// The version of the controller's state that has been applied.
+    pub applied_version: u64,
+    /// The networks' names by VNI, for flows.
+    pub networks: BTreeMap<u32, String>,
+}
+
+/// One port.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PortView {
+    /// The port with its status.
+    pub port: v1::Port,
+    /// Its number, where it has been in the data plane.
+    pub number: Option<PortId>,
+    /// The gateway's MAC in its network: where a traced packet to another subnet goes.
+    pub gateway_mac: String,
+    /// VNI of its network.
+    pub vni: u32,
+    /// Virtio features of the connected guest.
+    pub features: u64,
+    /// Queue pairs that run.
+    pub active_queue_pairs: u16,
+}
+
+impl View {
+    /// The port with this name or id.
+    pub fn find(&self, reference: &str) -> Option<&PortView> {
+        let by_name = || self.ports.values().find(|view| view.port.name == reference);
+        self.ports.get(reference).or_else(by_name)
+    }
+
+    /// The port with this number.
+    pub fn by_number(&self, number: PortId) -> Option<&PortView> {
+        self.ports.values().find(|view| view.number == Some(number))
+    }
+}
+
+/// A port of the desired state as the API shows it, without its status.
+pub fn api_port(id: &str, port: &desired::Port, desired: &Desired, host: &str) -> v1::Port {
+    let mode = match port.mode {
+        desired::SocketMode::Server => v1::SocketMode::AgentListens,
+        desired::SocketMode::Client => v1::SocketMode::AgentConnects,
+    };
+    v1::Port {
+        id: id.to_owned(),
+        name: port.name.clone(),
+        network: port.network.clone(),
+        network_name: desired
+            .networks
+            .get(&port.network)
+            .map(|n| n.name.clone())
+            .unwrap_or_default(),
+        host_name: host.to_owned(),
+        mac: port.mac.to_string(),
+        addresses: port.addresses.iter().map(ToString::to_string).collect(),
+        binding: v1::Binding::Virtio.into(),
+        virtio: Some(v1::VirtioOptions {
+            queue_pairs: port.queue_pairs.into(),
+            queue_size: port.queue_size.into(),
+            mode: mode.into(),
+        }),
+        ..v1::Port::default()
+    }
+}
+
+/// Names of virtio-net feature bits (virtio 1.2, 5.1.3 and 6), separated by spaces.
+pub fn feature_names(bits: u64) -> String {
+    const NAMES: [(u32, &str); 15] = [
+        (0, "csum"),
+        (1, "guest-csum"),
+        (3, "mtu"),
+        (5, "mac"),
+        (7, "guest-tso4"),
+        (8, "guest-tso6"),
+        (11, "host-tso4"),
+        (12, "host-tso6"),
+        (15, "mrg-rxbuf"),
+        (16, "status"),
+        (22, "mq"),
+        (28, "indirect-desc"),
+        (29, "event-idx"),
+        (32, "version-1"),
+        (34, "packed"),
+    ];
+    let named = NAMES
+        .iter()
+        .filter(|(bit, _)| bits >> bit & 1 == 1)
+        .map(|(_, name)| *name);
+    named.collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn features_have_names() {
+        assert_eq!(
+            feature_names(1 << 32 | 1 << 15 | 1),
+            "csum mrg-rxbuf version-1"
+        );
+        assert_eq!(feature_names(0), "");
+    }
+
+    #[test]
+    fn a_port_is_found_by_id_and_by_name() {
+        let mut view = View::default();
+        let port = v1::Port {
+            id: "1".into(),
+            name: "web".into(),
+            ..Default::default()
+        };
+        view.ports.insert(
+            "1".into(),
+            PortView {
+                port,
+                number: Some(PortId(4)),
+                ..Default::default()
+            },
+        );
+        assert!(view.find("1").is_some() && view.find("web").is_some());
+        assert!(view.find("db").is_none());
+        assert!(view.by_number(PortId(4)).is_some());
+    }
+}
