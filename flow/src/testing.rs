@@ -1,1 +1,0 @@
-//! Generators of packets and action lists for property tests.
