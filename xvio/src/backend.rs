@@ -1,8 +1,23 @@
-//! [`Backend`]: one vhost-user port. Its message thread owns the socket.
+//! [`Backend`]: one vhost-user port as its owner sees it. Its message thread is in `server.rs`.
 
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 
-use crate::{Error, GuestRx, GuestTx, Offer};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::device::Device;
+use crate::server::Server;
+use crate::socket::{Listener, check_length};
+use crate::split::MAX_SIZE;
+use crate::wire::Wake;
+use crate::{Counters, Error, GuestRx, GuestTx, Offer};
+
+/// Queue pairs of one port, at most: vring numbers in messages have eight bits.
+const MAX_PAIRS: u16 = 64;
 
 /// Who opens the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,25 +104,125 @@ pub struct QueuePair {
 /// removes its own socket file.
 #[derive(Debug)]
 pub struct Backend {
+    shared: Arc<Shared>,
     queues: Vec<QueuePair>,
-    status: Status,
+    counters: Vec<PairCounters>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// The counters of one queue pair's rings, from the guest and to the guest.
+#[derive(Clone, Debug)]
+pub struct PairCounters {
+    /// From the guest.
+    pub tx: Arc<Counters>,
+    /// To the guest.
+    pub rx: Arc<Counters>,
+}
+
+type Listeners = Vec<Arc<dyn Fn(&Status) + Send + Sync>>;
+
+/// What the port's owner and its message thread share.
+pub(crate) struct Shared {
+    status: Mutex<Status>,
+    listeners: Mutex<Listeners>,
+    stop: AtomicBool,
+    /// Wakes the message thread: to stop, or because a worker stopped a ring.
+    alarm: Arc<EventFd>,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared")
+            .field("status", &self.status)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    pub(crate) fn status(&self) -> Status {
+        lock(&self.status).clone()
+    }
+
+    /// Takes the alarm back.
+    pub(crate) fn quiet(&self) {
+        let _ = self.alarm.read();
+    }
+
+    /// Sets the status and tells the listeners, outside of the locks.
+    pub(crate) fn publish(&self, status: Status) {
+        *lock(&self.status) = status.clone();
+        let listeners = lock(&self.listeners).clone();
+        for listener in listeners {
+            listener(&status);
+        }
+    }
+}
+
+impl Wake for Shared {
+    fn fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the eventfd is open as long as `self` is, and the borrow is no longer.
+        unsafe { BorrowedFd::borrow_raw(self.alarm.as_raw_fd()) }
+    }
+
+    fn stopping(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Backend {
-    /// Starts the port and returns at once; its message thread serves the socket.
+    /// Starts the port and returns at once; its message thread serves the socket. In server mode
+    /// the socket exists, with its owner and permissions, when this returns.
     pub fn start(config: BackendConfig) -> Result<Backend, Error> {
-        let _ = config;
+        config.check()?;
+        let system = |step: &'static str| {
+            let name = config.name.clone();
+            move |source: io::Error| Error::System { name, step, source }
+        };
+        let alarm = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
+            .map_err(system("make an eventfd"))?;
+        let alarm = Arc::new(alarm);
+        let listener = match config.mode {
+            SocketMode::Server => Some(Listener::bind(&config)?),
+            SocketMode::Client => None,
+        };
+        let state = match config.mode {
+            SocketMode::Server => State::Listening,
+            SocketMode::Client => State::Connecting,
+        };
+        let device = Device::new(2 * config.max_queue_pairs, &alarm);
+        let pair = |index: u16| {
+            let ring = |n: u16| Arc::clone(&device.rings[usize::from(n)].queue);
+            QueuePair {
+                index,
+                rx: GuestRx::new(ring(2 * index)),
+                tx: GuestTx::new(ring(2 * index + 1)),
+            }
+        };
+        let queues: Vec<QueuePair> = (0..config.max_queue_pairs).map(pair).collect();
+        let counters = queues.iter().map(|q| PairCounters {
+            tx: q.tx.counters(),
+            rx: q.rx.counters(),
+        });
+        let shared = Arc::new(Shared {
+            status: Mutex::new(Status::new(state)),
+            listeners: Mutex::default(),
+            stop: AtomicBool::new(false),
+            alarm,
+        });
+        let server = Server::new(config.clone(), Arc::clone(&shared), listener, device);
+        let thread = std::thread::Builder::new()
+            .name(format!("vhost {}", config.name))
+            .spawn(move || server.run())
+            .map_err(system("start its message thread"))?;
         Ok(Backend {
-            queues: Vec::new(),
-            status: Status {
-                state: State::Listening,
-                features: 0,
-                protocol_features: 0,
-                active_queue_pairs: 0,
-                last_error: None,
-                connected: false,
-                broken_queues: Vec::new(),
-            },
+            shared,
+            counters: counters.collect(),
+            queues,
+            thread: Some(thread),
         })
     }
 
@@ -118,12 +233,73 @@ impl Backend {
 
     /// The port's state now.
     pub fn status(&self) -> Status {
-        self.status.clone()
+        self.shared.status()
+    }
+
+    /// Counters of every queue pair, also after [`Backend::take_queues`].
+    pub fn counters(&self) -> &[PairCounters] {
+        &self.counters
     }
 
     /// Calls `f` on the message thread after each change of the status (rings started or stopped,
-    /// connections, new kick descriptors). Wake parked workers from here.
+    /// connections, new kick descriptors), and once now, on this thread. Wake parked workers from
+    /// here. `f` must not drop the backend.
     pub fn on_change(&self, f: Box<dyn Fn(&Status) + Send + Sync>) {
-        let _ = f;
+        let f: Arc<dyn Fn(&Status) + Send + Sync> = Arc::from(f);
+        lock(&self.shared.listeners).push(Arc::clone(&f));
+        f(&self.status());
+    }
+}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Release);
+        let _ = self.shared.alarm.write(1);
+        // Queues that were never taken hold no gate; drop them first all the same.
+        self.queues.clear();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl BackendConfig {
+    fn check(&self) -> Result<(), Error> {
+        let fail = |reason: String| {
+            Err(Error::Config {
+                name: self.name.clone(),
+                reason,
+            })
+        };
+        let (pairs, size) = (self.max_queue_pairs, self.max_queue_size);
+        if pairs == 0 || pairs > MAX_PAIRS {
+            return fail(format!("{pairs} queue pairs; use 1 to {MAX_PAIRS}"));
+        }
+        if pairs > 1 && !self.features.multiqueue {
+            return fail(format!("{pairs} queue pairs need the multiqueue feature"));
+        }
+        if !size.is_power_of_two() || size > MAX_SIZE {
+            return fail(format!(
+                "queue size {size}; use a power of two up to {MAX_SIZE}"
+            ));
+        }
+        if self.mtu < 68 {
+            return fail(format!("MTU {}; the smallest is 68", self.mtu));
+        }
+        check_length(&self.socket)
+    }
+}
+
+impl Status {
+    fn new(state: State) -> Self {
+        Status {
+            state,
+            features: 0,
+            protocol_features: 0,
+            active_queue_pairs: 0,
+            last_error: None,
+            connected: false,
+            broken_queues: Vec::new(),
+        }
     }
 }

@@ -15,13 +15,15 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | `backend.rs` | [`Backend`]: the message thread, connection and reconnection, status |
+//! | `backend.rs` | [`Backend`]: configuration, status, start and end |
+//! | `server.rs` | the message thread: connection, reconnection, answers |
 //! | `socket.rs` | the listening socket's file: ownership, permissions, stale and live sockets |
 //! | `wire.rs` | the framing of messages and their file descriptors, with deadlines |
 //! | `messages.rs` | what each message does to the device |
 //! | `device.rs` | the device's state: features, memory table, the set-up of each ring |
 //! | `gate.rs` | the gate between a worker and the message thread (checked with loom) |
 //! | `memory.rs` | mapped guest memory and the only raw accesses to it |
+//! | `queue.rs` | one vring as worker and message thread share it |
 //! | `split.rs` | the split ring |
 //! | `net_header.rs` | the virtio-net header |
 //! | `tx.rs`, `rx.rs` | the burst interface: guest to us, us to guest |
@@ -43,13 +45,22 @@
 
 mod backend;
 mod counters;
+mod device;
 mod error;
 mod features;
 pub mod gate;
+mod memory;
+mod messages;
+mod net_header;
+mod queue;
 mod rx;
+mod server;
+mod socket;
+mod split;
 mod tx;
+mod wire;
 
-pub use backend::{Backend, BackendConfig, QueuePair, SocketMode, State, Status};
+pub use backend::{Backend, BackendConfig, PairCounters, QueuePair, SocketMode, State, Status};
 pub use counters::{Counters, CountersSnapshot};
 pub use error::{CopyError, Error, SendError};
 pub use features::Offer;

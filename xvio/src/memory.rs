@@ -1,0 +1,449 @@
+//! A guest's memory: the regions a frontend shares, mapped, and the only raw accesses to them.
+//!
+//! Nothing here hands out references into shared memory: the guest may write at any moment, so
+//! values are read once, volatile or atomically, into private memory. An [`Area`] keeps its pointer
+//! and its length together and keeps the mapping alive; its accesses are bounds-checked.
+//! A [`Segment`] is an area's short-lived sibling for packet data, valid while the [`GuestMemory`]
+//! it came from is.
+//!
+//! A file that is truncated after it was mapped raises SIGBUS on access; only sizes at the time of
+//! mapping are checked here.
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use vm_memory::{FileOffset, MmapRegion};
+
+/// Regions a frontend may have, by whichever message it adds them.
+pub(crate) const MAX_REGIONS: usize = 64;
+/// The largest page a shared file is likely to be made of; larger block sizes are not believed.
+const MAX_BLOCK: u64 = 1 << 30;
+/// `f_type` of hugetlbfs in `statfs(2)`.
+const HUGETLBFS_MAGIC: i64 = 0x958458f6;
+
+/// Why a memory table is refused.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum MemoryError {
+    #[error("Memory region at guest address {guest:#x} has length 0")]
+    Empty { guest: u64 },
+    #[error("Memory region at guest address {guest:#x}, length {size:#x}, wraps around")]
+    Wraps { guest: u64, size: u64 },
+    #[error("Memory regions at guest addresses {first:#x} and {second:#x} overlap")]
+    Overlap { first: u64, second: u64 },
+    #[error("More than {MAX_REGIONS} memory regions")]
+    TooMany,
+    #[error(
+        "Memory region at guest address {guest:#x} ends at byte {end:#x} of a file of {file:#x} bytes"
+    )]
+    BeyondFile { guest: u64, end: u64, file: u64 },
+    #[error("Memory region at guest address {guest:#x} comes with a descriptor that is no file")]
+    NotAFile { guest: u64 },
+    #[error("Memory region at guest address {guest:#x} cannot be mapped: {reason}")]
+    Map { guest: u64, reason: String },
+    #[error("There is no memory region at guest address {guest:#x} with length {size:#x}")]
+    NoSuchRegion { guest: u64, size: u64 },
+}
+
+/// One region as a message describes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RegionInfo {
+    pub(crate) guest: u64,
+    pub(crate) size: u64,
+    /// Address in the frontend's own address space; ring addresses are given in these.
+    pub(crate) user: u64,
+    /// Where the region begins in its file.
+    pub(crate) offset: u64,
+}
+
+impl RegionInfo {
+    fn check(&self) -> Result<(), MemoryError> {
+        let (guest, size) = (self.guest, self.size);
+        if size == 0 {
+            return Err(MemoryError::Empty { guest });
+        }
+        let fits = |start: u64| start.checked_add(size).is_some();
+        if !fits(guest) || !fits(self.user) || !fits(self.offset) || size > isize::MAX as u64 {
+            return Err(MemoryError::Wraps { guest, size });
+        }
+        Ok(())
+    }
+
+    fn overlaps(&self, other: &RegionInfo) -> bool {
+        let cross = |a: u64, b: u64| a < b + other.size && b < a + self.size;
+        cross(self.guest, other.guest) || cross(self.user, other.user)
+    }
+}
+
+/// A mapped region.
+#[derive(Clone, Debug)]
+struct Region {
+    info: RegionInfo,
+    mapping: Arc<MmapRegion>,
+    /// The region's first byte; inside `mapping`, with `info.size` bytes after it.
+    host: NonNull<u8>,
+}
+
+impl Region {
+    fn map(info: RegionInfo, file: File) -> Result<Region, MemoryError> {
+        info.check()?;
+        let guest = info.guest;
+        let not_a_file = |_| MemoryError::NotAFile { guest };
+        let meta = file.metadata().map_err(not_a_file)?;
+        if !meta.is_file() {
+            return Err(MemoryError::NotAFile { guest });
+        }
+        let end = info.offset + info.size;
+        if end > meta.len() {
+            return Err(MemoryError::BeyondFile {
+                guest,
+                end,
+                file: meta.len(),
+            });
+        }
+        // Huge pages are mapped and unmapped in whole pages only, and a region may begin in the
+        // middle of one (QEMU's memory above the VGA hole does).
+        let block = block_size(&file, &meta);
+        let start = info.offset - info.offset % block;
+        let rounded = end.checked_next_multiple_of(block).unwrap_or(end);
+        let stop = if rounded <= meta.len() { rounded } else { end };
+        let failed = |reason: String| MemoryError::Map { guest, reason };
+        let length = usize::try_from(stop - start).map_err(|e| failed(e.to_string()))?;
+        let mapping = MmapRegion::from_file(FileOffset::new(file, start), length)
+            .map_err(|e| failed(e.to_string()))?;
+        let delta = (info.offset - start) as usize;
+        // SAFETY: the mapping is `stop - start` bytes long, `start <= offset` and
+        // `offset + size <= stop`, so the sum stays inside.
+        let host = unsafe { mapping.as_ptr().add(delta) };
+        let host = NonNull::new(host).ok_or_else(|| failed("it is at address 0".to_owned()))?;
+        Ok(Region {
+            info,
+            mapping: Arc::new(mapping),
+            host,
+        })
+    }
+}
+
+/// The granularity in which the file can be mapped.
+fn block_size(file: &File, meta: &std::fs::Metadata) -> u64 {
+    // SAFETY: an all-zero `statfs` is a valid value of this plain C struct.
+    let mut fs: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the descriptor is open and `fs` is a valid place for the answer.
+    let known = unsafe { libc::fstatfs(file.as_raw_fd(), &mut fs) } == 0;
+    let block = meta.blksize();
+    #[allow(clippy::unnecessary_cast)] // the field's type differs between C libraries
+    if known && fs.f_type as i64 == HUGETLBFS_MAGIC && block.is_power_of_two() && block <= MAX_BLOCK
+    {
+        block
+    } else {
+        4096
+    }
+}
+
+/// All of a guest's memory that is shared with us. Immutable: a changed table is a new value, and
+/// mappings live until the last user of the old one is gone.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct GuestMemory {
+    /// Sorted by guest address, not overlapping.
+    regions: Vec<Region>,
+}
+
+// SAFETY: the pointers lead into shared mappings kept alive by `mapping`; all accesses through them
+// are volatile, atomic or raw copies that assume nothing about concurrent writers.
+unsafe impl Send for GuestMemory {}
+// SAFETY: as above.
+unsafe impl Sync for GuestMemory {}
+
+impl GuestMemory {
+    /// Maps a whole table. On failure nothing stays mapped.
+    pub(crate) fn map(table: Vec<(RegionInfo, File)>) -> Result<GuestMemory, MemoryError> {
+        let mut memory = GuestMemory::default();
+        for (info, file) in table {
+            memory = memory.with(info, file)?;
+        }
+        Ok(memory)
+    }
+
+    /// This memory and one region more.
+    pub(crate) fn with(&self, info: RegionInfo, file: File) -> Result<GuestMemory, MemoryError> {
+        info.check()?;
+        if self.regions.len() >= MAX_REGIONS {
+            return Err(MemoryError::TooMany);
+        }
+        if let Some(other) = self.regions.iter().find(|r| r.info.overlaps(&info)) {
+            return Err(MemoryError::Overlap {
+                first: other.info.guest,
+                second: info.guest,
+            });
+        }
+        let mut regions = self.regions.clone();
+        let at = regions.partition_point(|r| r.info.guest < info.guest);
+        regions.insert(at, Region::map(info, file)?);
+        Ok(GuestMemory { regions })
+    }
+
+    /// This memory without one region, which must match in address and length.
+    pub(crate) fn without(&self, info: RegionInfo) -> Result<GuestMemory, MemoryError> {
+        let mut regions = self.regions.clone();
+        let same = |r: &Region| {
+            r.info.guest == info.guest && r.info.size == info.size && r.info.user == info.user
+        };
+        match regions.iter().position(same) {
+            Some(at) => drop(regions.remove(at)),
+            None => {
+                return Err(MemoryError::NoSuchRegion {
+                    guest: info.guest,
+                    size: info.size,
+                });
+            }
+        }
+        Ok(GuestMemory { regions })
+    }
+
+    /// The number of regions.
+    pub(crate) fn len(&self) -> usize {
+        self.regions.len()
+    }
+
+    /// `len` bytes at an address of the frontend's own address space, inside one region.
+    pub(crate) fn area_at_user(&self, user: u64, len: usize) -> Option<Area> {
+        let region = self
+            .regions
+            .iter()
+            .find(|r| user >= r.info.user && user - r.info.user < r.info.size)?;
+        let offset = user - region.info.user;
+        if len as u64 > region.info.size - offset {
+            return None;
+        }
+        // SAFETY: `offset + len <= info.size`, the bytes after `host` that are mapped.
+        let ptr = unsafe { region.host.add(offset as usize) };
+        Some(Area {
+            ptr,
+            len,
+            _mapping: Arc::clone(&region.mapping),
+        })
+    }
+
+    /// The part of `len` bytes at guest address `guest` that lies in one region (the first one):
+    /// shorter than `len` when the buffer goes on in the next region. `None` when unmapped.
+    /// `hint` remembers the region between calls.
+    #[inline]
+    pub(crate) fn segment(&self, guest: u64, len: u32, hint: &mut usize) -> Option<Segment> {
+        let inside = |r: &Region| guest >= r.info.guest && guest - r.info.guest < r.info.size;
+        let region = match self.regions.get(*hint) {
+            Some(region) if inside(region) => region,
+            _ => {
+                let after = self.regions.partition_point(|r| r.info.guest <= guest);
+                *hint = after.checked_sub(1)?;
+                self.regions.get(*hint).filter(|r| inside(r))?
+            }
+        };
+        let offset = guest - region.info.guest;
+        let len = u64::from(len).min(region.info.size - offset) as u32;
+        // SAFETY: `offset < info.size`, so this is a byte of the mapping.
+        let ptr = unsafe { region.host.add(offset as usize) };
+        Some(Segment { ptr, len })
+    }
+}
+
+/// A fixed piece of shared memory that is accessed often: a part of a ring. Accesses out of bounds
+/// read 0 or do nothing, which cannot happen when the ring's lengths were computed right.
+#[derive(Debug)]
+pub(crate) struct Area {
+    ptr: NonNull<u8>,
+    len: usize,
+    /// Keeps the bytes mapped.
+    _mapping: Arc<MmapRegion>,
+}
+
+// SAFETY: see `GuestMemory`; the mapping is owned along with the pointer.
+unsafe impl Send for Area {}
+// SAFETY: as above.
+unsafe impl Sync for Area {}
+
+impl Area {
+    /// The 16-bit place at `offset`, for atomic access.
+    #[inline]
+    fn place(&self, offset: usize) -> Option<&AtomicU16> {
+        if offset.checked_add(2)? > self.len {
+            return None;
+        }
+        // SAFETY: in bounds as just checked.
+        let ptr = unsafe { self.ptr.add(offset) }.cast::<u16>();
+        if !ptr.is_aligned() {
+            return None;
+        }
+        // SAFETY: aligned, mapped as long as `self` is, and only ever accessed atomically or with
+        // volatile copies by this process.
+        Some(unsafe { AtomicU16::from_ptr(ptr.as_ptr()) })
+    }
+
+    /// Reads a little-endian 16-bit value once.
+    #[inline]
+    pub(crate) fn load(&self, offset: usize, order: Ordering) -> u16 {
+        self.place(offset)
+            .map_or(0, |p| u16::from_le(p.load(order)))
+    }
+
+    /// Writes a little-endian 16-bit value.
+    #[inline]
+    pub(crate) fn store(&self, offset: usize, value: u16, order: Ordering) {
+        if let Some(p) = self.place(offset) {
+            p.store(value.to_le(), order);
+        }
+    }
+
+    /// Reads the 16 bytes at `offset` once, into private memory.
+    #[inline]
+    pub(crate) fn read16(&self, offset: usize) -> [u64; 2] {
+        match offset.checked_add(16) {
+            // SAFETY: in bounds as just checked, and mapped as long as `self` is.
+            Some(end) if end <= self.len => unsafe { read16_volatile(self.ptr.add(offset)) },
+            _ => [0; 2],
+        }
+    }
+
+    /// Writes two 32-bit values, little-endian, at `offset`, which must be 4-aligned.
+    #[inline]
+    pub(crate) fn write_pair(&self, offset: usize, first: u32, second: u32) {
+        let fits = offset.checked_add(8).is_some_and(|end| end <= self.len);
+        if !fits {
+            return;
+        }
+        // SAFETY: in bounds as just checked.
+        let ptr = unsafe { self.ptr.add(offset) }.cast::<u32>();
+        if ptr.is_aligned() {
+            // SAFETY: in bounds for two values, aligned, mapped as long as `self` is.
+            unsafe {
+                ptr.write_volatile(first.to_le());
+                ptr.add(1).write_volatile(second.to_le());
+            }
+        }
+    }
+
+    /// The alignment of its first byte, as far as `align` (a power of two) is concerned.
+    pub(crate) fn is_aligned_to(&self, align: usize) -> bool {
+        self.ptr.as_ptr().addr().is_multiple_of(align)
+    }
+}
+
+/// Reads 16 bytes, each once, as two little-endian numbers.
+///
+/// # Safety
+/// The 16 bytes must be mapped.
+#[inline]
+unsafe fn read16_volatile(ptr: NonNull<u8>) -> [u64; 2] {
+    let wide = ptr.cast::<u64>();
+    if wide.is_aligned() {
+        // SAFETY: mapped as the caller promises, aligned as just checked.
+        let raw = unsafe { [wide.read_volatile(), wide.add(1).read_volatile()] };
+        raw.map(u64::from_le)
+    } else {
+        // SAFETY: mapped as the caller promises; bytes have no alignment.
+        let raw = u128::from_le_bytes(unsafe { ptr.cast::<[u8; 16]>().read_volatile() });
+        [raw as u64, (raw >> 64) as u64]
+    }
+}
+
+/// Keeps the compiler from reading the source of a copy again in place of the copy: after this it
+/// must assume that all memory it does not own has changed.
+#[inline]
+fn settle(copy: &mut [u8]) {
+    #[cfg(not(miri))]
+    // SAFETY: no instructions; only the compiler's knowledge of memory is affected.
+    unsafe {
+        std::arch::asm!("/* {0} */", in(reg) copy.as_mut_ptr(), options(nostack, preserves_flags));
+    }
+    #[cfg(miri)]
+    std::hint::black_box(copy);
+}
+
+/// A piece of packet data in guest memory, in bounds of one region. Valid while the
+/// [`GuestMemory`] it came from lives: its users hold the gate, and the ring inside holds the
+/// memory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Segment {
+    ptr: NonNull<u8>,
+    len: u32,
+}
+
+// SAFETY: a segment is only an address; whoever dereferences it (`copy_out`, `copy_in`) vouches for
+// the mapping.
+unsafe impl Send for Segment {}
+// SAFETY: as above.
+unsafe impl Sync for Segment {}
+
+impl Segment {
+    /// A segment of nothing.
+    pub(crate) const EMPTY: Segment = Segment {
+        ptr: NonNull::dangling(),
+        len: 0,
+    };
+
+    /// Bytes in it.
+    #[inline]
+    pub(crate) fn len(&self) -> usize {
+        self.len as usize
+    }
+
+    /// Asks the processor to fetch the first line.
+    #[inline]
+    pub(crate) fn prefetch(&self) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a prefetch is a hint; it does not access memory as far as the program can see.
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T0>(self.ptr.as_ptr() as *const i8);
+        }
+    }
+
+    /// Reads the 16 bytes at `offset` once; `None` when they are not all in the segment.
+    ///
+    /// # Safety
+    /// As for [`Segment::copy_out`].
+    #[inline]
+    pub(crate) unsafe fn read16(&self, offset: usize) -> Option<[u64; 2]> {
+        if offset.checked_add(16)? > self.len() {
+            return None;
+        }
+        // SAFETY: in bounds as just checked, mapped as the caller promises.
+        Some(unsafe { read16_volatile(self.ptr.add(offset)) })
+    }
+
+    /// Copies bytes from `offset` on into `dst`; as many as both have. Returns how many.
+    ///
+    /// # Safety
+    /// The guest memory this segment came from must still be alive.
+    #[inline]
+    pub(crate) unsafe fn copy_out(&self, offset: usize, dst: &mut [u8]) -> usize {
+        let n = self.len().saturating_sub(offset).min(dst.len());
+        if n > 0 {
+            // SAFETY: `offset + n <= len`, mapped as the caller promises; `dst` is private memory,
+            // so the two do not overlap. A guest that writes meanwhile garbles its own packet only.
+            unsafe {
+                std::ptr::copy_nonoverlapping(self.ptr.as_ptr().add(offset), dst.as_mut_ptr(), n);
+            }
+            settle(&mut dst[..n]);
+        }
+        n
+    }
+
+    /// Copies from `src` to the bytes from `offset` on; as many as both have. Returns how many.
+    ///
+    /// # Safety
+    /// As for [`Segment::copy_out`].
+    #[inline]
+    pub(crate) unsafe fn copy_in(&self, offset: usize, src: &[u8]) -> usize {
+        let n = self.len().saturating_sub(offset).min(src.len());
+        if n > 0 {
+            // SAFETY: `offset + n <= len`, mapped as the caller promises; `src` is private memory.
+            unsafe {
+                std::ptr::copy_nonoverlapping(src.as_ptr(), self.ptr.as_ptr().add(offset), n);
+            }
+        }
+        n
+    }
+}
