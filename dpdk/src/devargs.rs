@@ -17,27 +17,36 @@ const FRAME_OVERHEAD: u32 = 14 + 4;
 /// bytes for the link header, rounded up to `TPACKET_ALIGNMENT` (16).
 const RING_HEADER: u32 = 80;
 
-/// Slots of the ring, about.
+/// Slots of each of the two rings.
 const RING_FRAMES: u32 = 512;
+
+const PAGE: u32 = 4096;
 
 /// The device string of an af_packet port named `net_af_packet<name>` on the kernel's interface
 /// `iface`, with ring slots that hold frames of the MTU (the driver's own are 2048 bytes). `name` is
-/// usually a number; it has to be unique in the process.
+/// usually a number; it has to be unique in the process. The pool's buffers need
+/// [`af_packet_data_room`] bytes.
 pub fn af_packet_devargs(name: &str, iface: &str, mtu: u16) -> String {
-    let frame = (RING_HEADER + FRAME_OVERHEAD + u32::from(mtu)).next_multiple_of(16);
-    // A block is a power of two of pages and holds whole frames; larger blocks waste less.
-    let block = (frame * 4).next_power_of_two().max(4096);
-    let in_block = block / frame;
-    let frames = RING_FRAMES.div_ceil(in_block) * in_block;
+    let slot = af_packet_slot(mtu);
+    // The kernel starts every block of the ring at a page, the driver counts slots without gaps:
+    // a block has to be a whole number of both. Slots are multiples of 1 KiB, so 1, 2 or 4 will do.
+    let in_block = [1, 2, 4]
+        .into_iter()
+        .find(|count| (slot * count).is_multiple_of(PAGE))
+        .unwrap_or(4);
+    let block = slot * in_block;
     format!(
-        "net_af_packet{name},iface={iface},blocksz={block},framesz={frame},framecnt={frames},qpairs=1"
+        "net_af_packet{name},iface={iface},blocksz={block},framesz={slot},framecnt={RING_FRAMES},qpairs=1"
     )
+}
+
+fn af_packet_slot(mtu: u16) -> u32 {
+    (RING_HEADER + FRAME_OVERHEAD + u32::from(mtu)).next_multiple_of(1024)
 }
 
 /// Payload bytes that a pool's buffers need for frames of the MTU on a driver.
 pub(crate) fn frame_room(driver: &str, mtu: u16) -> u32 {
     let frame = u32::from(mtu) + FRAME_OVERHEAD;
-    // This driver wants a whole ring slot (without 32 bytes) to fit, see `af_packet_devargs`.
     if driver == "net_af_packet" {
         af_packet_data_room(mtu)
     } else {
@@ -45,9 +54,10 @@ pub(crate) fn frame_room(driver: &str, mtu: u16) -> u32 {
     }
 }
 
-/// Payload bytes that a pool's buffers need for an af_packet port of the MTU.
+/// Payload bytes that a pool's buffers need for an af_packet port of the MTU: the driver wants a
+/// whole ring slot, without its 32 bytes of header, to fit.
 pub fn af_packet_data_room(mtu: u16) -> u32 {
-    (RING_HEADER + FRAME_OVERHEAD + u32::from(mtu)).next_multiple_of(16) - 32
+    af_packet_slot(mtu) - 32
 }
 
 /// Mistakes that DPDK would answer with a riddle.
@@ -139,8 +149,7 @@ mod tests {
                 number(&text, "framecnt"),
             );
             assert_eq!(block % 4096, 0, "{text}");
-            assert_eq!(frame % 16, 0, "{text}");
-            assert!(frame <= block, "{text}");
+            assert_eq!(block % frame, 0, "{text}");
             assert_eq!(count % (block / frame), 0, "{text}");
             assert!(
                 frame - RING_HEADER >= u32::from(mtu) + FRAME_OVERHEAD,

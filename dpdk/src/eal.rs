@@ -1,7 +1,7 @@
 //! The environment abstraction layer (EAL): DPDK's start in this process.
 //!
 //! The EAL is started so that a host notices nothing of it:
-//! - `--in-memory`: no files below `/run/dpdk`, none in a hugetlbfs, no IPC socket; any number of
+//! - `--in-memory` (`--no-shconf` without hugepages): no files below `/run/dpdk`, none in a hugetlbfs, no IPC socket; any number of
 //!   processes run at once, and nothing is left after `kill -9`.
 //! - `--no-telemetry`: no telemetry socket, which several processes would fight for.
 //! - one EAL core only, floating over the CPUs that are allowed: this project's workers are its own
@@ -218,7 +218,6 @@ fn arguments(
         .join(",");
     let mut words = vec![
         config.program.clone(),
-        "--in-memory".to_owned(),
         "--no-telemetry".to_owned(),
         "--iova-mode=va".to_owned(),
         // EAL core 0, on any of these CPUs.
@@ -226,8 +225,12 @@ fn arguments(
         "-m".to_owned(),
         memory_mb.to_string(),
     ];
-    if !huge {
-        words.push("--no-huge".to_owned());
+    if huge {
+        words.push("--in-memory".to_owned());
+    } else {
+        // Implies the "legacy" memory layout, which --in-memory refuses; there are no hugepage files
+        // to avoid either.
+        words.extend(["--no-huge".to_owned(), "--no-shconf".to_owned()]);
     }
     if config.pci.is_empty() {
         words.push("--no-pci".to_owned());

@@ -19,6 +19,7 @@ mod eal;
 mod error;
 mod ffi;
 mod hugepages;
+mod kernel;
 mod log;
 mod mbuf;
 mod mempool;

@@ -20,6 +20,7 @@ use std::ffi::CString;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::kernel::KernelInterface;
 use crate::queue::{Direction, RxQueue, TxQueue};
 use crate::{Eal, Error, Mempool, devargs, ffi, log};
 
@@ -125,7 +126,7 @@ pub(crate) struct Shared {
     max_rx_queues: u16,
     max_tx_queues: u16,
     numa: Option<i32>,
-    if_index: u32,
+    kernel: Option<KernelInterface>,
     state: Mutex<State>,
     pub(crate) linearised: AtomicU64,
     pub(crate) segments_dropped: AtomicU64,
@@ -253,7 +254,7 @@ impl Port {
                 max_rx_queues: info.max_rx_queues,
                 max_tx_queues: info.max_tx_queues,
                 numa: Some(info.numa).filter(|numa| *numa >= 0),
-                if_index: info.if_index,
+                kernel: KernelInterface::of(info.if_index),
                 state: Mutex::new(State {
                     phase: Phase::Attached,
                     rx_taken: Vec::new(),
@@ -511,7 +512,7 @@ impl Port {
 
     /// Index of the kernel's network interface that the device works on, for drivers that tell.
     pub fn if_index(&self) -> Option<u32> {
-        Some(self.shared.if_index).filter(|index| *index != 0)
+        self.shared.kernel.as_ref().map(KernelInterface::index)
     }
 }
 

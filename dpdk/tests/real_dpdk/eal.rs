@@ -1,0 +1,193 @@
+//! The EAL's start: once in a process, many processes at once, nothing left behind.
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, Command, Stdio};
+
+use dpdk::{Eal, EalConfig, Error, Hugepages, Mempool, Port, PortConfig};
+
+use crate::{pool, shared_eal};
+
+const CHILD: &str = "FERROVIA_DPDK_TEST_CHILD";
+
+#[test]
+fn a_second_start_in_one_process_is_refused() {
+    shared_eal();
+    let error = Eal::init(&EalConfig::default()).unwrap_err();
+    assert!(matches!(error, Error::AlreadyStarted), "{error}");
+}
+
+#[test]
+fn the_start_leaves_the_callers_affinity_and_signals_alone() {
+    if std::env::var_os(CHILD).is_some() {
+        let (affinity, signals) = (status_line("Cpus_allowed:"), status_line("SigBlk:"));
+        Eal::init(&small()).unwrap();
+        assert_eq!(affinity, status_line("Cpus_allowed:"));
+        assert_eq!(signals, status_line("SigBlk:"));
+        // A signal to the process must find none of DPDK's threads willing.
+        for task in std::fs::read_dir("/proc/self/task").unwrap().flatten() {
+            let name = std::fs::read_to_string(task.path().join("comm")).unwrap();
+            if name.starts_with("eal-") || name.starts_with("rte_") || name.starts_with("dpdk-") {
+                let status = std::fs::read_to_string(task.path().join("status")).unwrap();
+                let blocked = status
+                    .lines()
+                    .find_map(|line| line.strip_prefix("SigBlk:"))
+                    .unwrap()
+                    .trim()
+                    .to_owned();
+                // SIGTERM is 15.
+                assert_ne!(
+                    u64::from_str_radix(&blocked, 16).unwrap() & (1 << 14),
+                    0,
+                    "{name}"
+                );
+            }
+        }
+        return;
+    }
+    let output = child("eal::the_start_leaves_the_callers_affinity_and_signals_alone")
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stdout)
+    );
+}
+
+#[test]
+fn two_processes_run_at_once_say_nothing_and_leave_nothing() {
+    if std::env::var_os(CHILD).is_some() {
+        let eal = Eal::init(&small()).unwrap();
+        let pool = Mempool::new(&eal, "child", 256, 2048, None).unwrap();
+        let port = Port::attach(&eal, "net_null0").unwrap();
+        port.configure(&PortConfig::new(pool)).unwrap();
+        port.start().unwrap();
+        println!("{{running}}");
+        std::io::stdout().flush().unwrap();
+        // Until the parent is done with both.
+        let mut line = String::new();
+        std::io::stdin().read_line(&mut line).unwrap();
+        return;
+    }
+    let before = leftovers();
+    let mut children: Vec<Child> = (0..2)
+        .map(|_| {
+            child("eal::two_processes_run_at_once_say_nothing_and_leave_nothing")
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap()
+        })
+        .collect();
+    for child in &mut children {
+        let mut lines = BufReader::new(child.stdout.as_mut().unwrap()).lines();
+        assert!(
+            lines.any(|line| line.unwrap().contains("{running}")),
+            "a child did not start"
+        );
+    }
+    // One ends well, the other is killed.
+    let mut killed = children.pop().unwrap();
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    let mut asked = children.pop().unwrap();
+    asked.stdin.take().unwrap().write_all(b"end\n").unwrap();
+    let output = asked.wait_with_output().unwrap();
+    assert!(output.status.success());
+    assert_eq!(
+        String::from_utf8_lossy(&output.stderr),
+        "",
+        "DPDK wrote to stderr"
+    );
+    assert_eq!(leftovers(), before);
+}
+
+#[test]
+fn missing_hugepages_are_taken_or_named() {
+    let config = EalConfig {
+        hugepages: Hugepages::Require,
+        memory_mb: Some(u32::MAX),
+        ..EalConfig::default()
+    };
+    // Judged before DPDK is touched, so the process's one start is not spent.
+    let text = Eal::init(&config).unwrap_err().to_string();
+    assert!(
+        text.contains("hugepages are required") && text.contains("nr_hugepages"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_registered_threads_cache_goes_back_when_it_ends() {
+    let pool = pool(512, 2048);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let guard = shared_eal().register_thread().unwrap();
+            assert!(shared_eal().register_thread().is_err(), "registered twice");
+            drop((0..10).map(|_| pool.alloc().unwrap()).collect::<Vec<_>>());
+            drop(guard);
+        });
+    });
+    // This thread is not registered, so it sees only the shared ring.
+    let all: Vec<_> = std::iter::from_fn(|| pool.alloc()).collect();
+    assert_eq!(all.len(), 512);
+    assert_eq!(pool.available(), 0);
+}
+
+#[test]
+fn the_clock_runs() {
+    shared_eal();
+    let (start, hz) = (dpdk::cycles(), dpdk::cycles_hz());
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    let passed = dpdk::cycles() - start;
+    assert!(hz > 1_000_000, "{hz} Hz");
+    assert!(
+        passed > hz / 1000 * 19,
+        "{passed} cycles in 20 ms at {hz} Hz"
+    );
+    assert!(dpdk::version().starts_with("DPDK "));
+}
+
+fn small() -> EalConfig {
+    EalConfig {
+        program: "dpdk-child".to_owned(),
+        memory_mb: Some(32),
+        hugepages: Hugepages::Never,
+        ..EalConfig::default()
+    }
+}
+
+fn child(test: &str) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
+        .args(["--exact", test, "--nocapture", "--test-threads=1"])
+        .env(CHILD, "1");
+    command
+}
+
+fn status_line(name: &str) -> String {
+    let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+    status
+        .lines()
+        .find(|line| line.starts_with(name))
+        .unwrap()
+        .to_owned()
+}
+
+/// What DPDK is known to leave on a host.
+fn leftovers() -> Vec<String> {
+    let mut names = Vec::new();
+    for folder in ["/run/dpdk", "/var/run/dpdk", "/dev/hugepages", "/tmp/dpdk"] {
+        match std::fs::read_dir(folder) {
+            Ok(entries) => names.extend(
+                entries
+                    .flatten()
+                    .map(|entry| entry.path().display().to_string()),
+            ),
+            Err(_) => names.push(format!("no {folder}")),
+        }
+    }
+    names.sort();
+    names
+}

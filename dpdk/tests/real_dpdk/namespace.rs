@@ -1,0 +1,80 @@
+//! A network namespace of a test, gone again when it is dropped.
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::process::Command;
+
+use crate::unique;
+
+pub struct Namespace {
+    name: String,
+}
+
+impl Namespace {
+    pub fn new() -> Namespace {
+        let namespace = Namespace {
+            name: format!("fvdpdk{}-{}", std::process::id(), unique()),
+        };
+        ip(&["netns", "add", &namespace.name]);
+        namespace
+    }
+
+    /// Two interfaces, `a` and `b`, that are the ends of one wire.
+    pub fn veth(&self, a: &str, b: &str, mtu: u16) {
+        let mtu = mtu.to_string();
+        ip(&[
+            "-n", &self.name, "link", "add", a, "mtu", &mtu, "type", "veth", "peer", "name", b,
+            "mtu", &mtu,
+        ]);
+        for iface in [a, b] {
+            // No router solicitations between our frames.
+            self.run(|| {
+                std::fs::write(format!("/proc/sys/net/ipv6/conf/{iface}/disable_ipv6"), "1")
+                    .unwrap()
+            });
+            ip(&["-n", &self.name, "link", "set", iface, "up"]);
+        }
+    }
+
+    pub fn ip(&self, arguments: &[&str]) {
+        ip(&[&["-n", &self.name], arguments].concat());
+    }
+
+    /// Runs `body` in a thread that is in the namespace.
+    pub fn run<T: Send>(&self, body: impl FnOnce() -> T + Send) -> T {
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                let file = File::open(format!("/run/netns/{}", self.name)).unwrap();
+                // SAFETY: setns changes only this thread, which ends with `body`.
+                assert_eq!(
+                    unsafe { libc::setns(file.as_raw_fd(), libc::CLONE_NEWNET) },
+                    0
+                );
+                body()
+            });
+            thread
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let _ = Command::new("ip")
+            .args(["netns", "delete", &self.name])
+            .status();
+    }
+}
+
+fn ip(arguments: &[&str]) {
+    let output = Command::new("ip")
+        .args(arguments)
+        .output()
+        .expect("iproute2 is installed");
+    assert!(
+        output.status.success(),
+        "ip {arguments:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
