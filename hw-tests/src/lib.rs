@@ -1,1 +1,17 @@
-//! hw-tests
+//! End-to-end tests and the demo, on real guests: what they are made of.
+//!
+//! Fixtures are ordinary Rust values that undo themselves: a [`run`] with its folder, [`netns`] with links
+//! between them, [`process`]es, an [`image`] that boots in seconds, [`guest`]s in [`libvirt`] that are driven
+//! through a [`console`], a [`capture`] on a link. A [`cluster`] puts them together: a controller, two hosts
+//! with an agent each, and guests. Ctrl-C at any time undoes all ([`cleanup`]).
+
+pub mod accel;
+pub mod cleanup;
+pub mod command;
+pub mod console;
+pub mod cpio;
+pub mod guest;
+pub mod image;
+pub mod libvirt;
+pub mod process;
+pub mod run;
