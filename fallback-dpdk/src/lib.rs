@@ -1,1 +1,58 @@
-//! fallback-dpdk
+//! # The software home of flows
+//!
+//! The DPDK path: poll-mode workers that move packets between guests' rings and devices, by flows in
+//! a table of their own, with the virtual router in the same thread for what has no flow yet. It is
+//! always there and takes every flow.
+//!
+//! ```text
+//!  Dataplane (any thread)                       worker (one thread each, pinned)
+//!  ──────────────────────                       ───────────────────────────────────────────────
+//!  publish(router) ──── owned messages ──────▶  mailbox, one flag looked at a turn
+//!  add / remove port                            input ─▶ table ─▶ execute ─▶ fabric ─▶ ports
+//!  inject, flows, trace ◀─── replies ─────────            │ miss                └────▶ ring ─▶ other worker
+//!  counters ◀────────── relaxed loads ────────            └─▶ slow_path ─▶ vrouter
+//!  events   ◀────────── bounded channel ──────
+//! ```
+//!
+//! | file | holds |
+//! |---|---|
+//! | `control.rs` | [`Dataplane`]: what the agent calls |
+//! | `message.rs` | the protocol between control side and workers |
+//! | `worker.rs` | the loop: poll, look up, execute, age, sleep |
+//! | `slow_path.rs` | first packets, punts, answers, rate limits |
+//! | `input.rs` | receive sides: guests' rings and devices, parsed into bursts |
+//! | `fabric.rs` | transmit sides: staging by output, hand-off to other workers |
+//! | `execute.rs` | action lists on packet buffers |
+//! | `table.rs` | the flow table |
+//! | `ring.rs` | the hand-off ring |
+//! | `idle.rs`, `wake.rs`, `uplink_doorbell.rs` | when to sleep, and what wakes |
+//! | `bucket.rs`, `counters.rs`, `record.rs`, `config.rs`, `error.rs` | what they say |
+//!
+//! ## Laws
+//! On the way of a packet that has a flow: no lock, no allocation, no system call but a receiver's
+//! doorbell. Everything a worker changes is its own. A packet is dropped for a reason that has a name
+//! and a counter. What a list of actions means is [`flow::reference::execute`].
+
+mod bucket;
+mod config;
+mod control;
+mod counters;
+mod error;
+mod execute;
+mod fabric;
+mod idle;
+mod input;
+mod message;
+mod record;
+mod ring;
+mod slow_path;
+mod table;
+mod uplink_doorbell;
+mod wake;
+mod worker;
+
+pub use config::Config;
+pub use control::{Dataplane, Wake};
+pub use counters::{Counters, PortCounters, WorkerStats};
+pub use error::Error;
+pub use record::{Event, FlowDump, FlowFilter, FlowRecord, Trace};

@@ -1,0 +1,77 @@
+//! What can go wrong on the control side, in sentences for the operator.
+
+use flow::PortId;
+
+/// Why the data plane could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A number in the configuration that cannot work.
+    #[error("The data plane's {field} is {value}; {rule}")]
+    Config {
+        /// The field of [`Config`](crate::Config).
+        field: &'static str,
+        /// What it was set to.
+        value: String,
+        /// What it may be.
+        rule: &'static str,
+    },
+    /// DPDK refused.
+    #[error("DPDK could not {what}")]
+    Dpdk {
+        /// What was attempted.
+        what: String,
+        /// Its answer.
+        #[source]
+        source: dpdk::Error,
+    },
+    /// A worker thread could not be made or set up.
+    #[error("Worker {worker} could not {step}")]
+    Worker {
+        /// Its number.
+        worker: usize,
+        /// What was attempted.
+        step: &'static str,
+        /// The system's answer.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A worker thread is gone.
+    #[error("Worker {worker} has ended; the log says why, and the program has to be started again")]
+    WorkerGone {
+        /// Its number.
+        worker: usize,
+    },
+    /// The port number is taken.
+    #[error("Port {0} is in the data plane already; remove it first")]
+    PortExists(PortId),
+    /// There is no such port.
+    #[error("Port {0} is not in the data plane; add it first")]
+    NoSuchPort(PortId),
+    /// The queues of this backend were taken before.
+    #[error(
+        "Port {0} has no queues left to serve: they were taken by an earlier port; start a new vhost-user backend for it"
+    )]
+    NoQueues(PortId),
+    /// The doorbell of a kernel interface could not be made.
+    #[error(
+        "Interface \"{interface}\" cannot be watched for packets; it has to exist in this network namespace, and the program needs CAP_NET_RAW"
+    )]
+    Doorbell {
+        /// The interface.
+        interface: String,
+        /// The system's answer.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A packet that fits no buffer.
+    #[error(
+        "A packet of {length} bytes does not fit the data plane's buffers of {max} bytes; raise max_frame"
+    )]
+    TooLong {
+        /// The packet's length.
+        length: usize,
+        /// What fits.
+        max: usize,
+    },
+}
