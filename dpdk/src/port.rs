@@ -462,11 +462,18 @@ impl Port {
         let mut raw = ffi::RawLink::default();
         // SAFETY: the port is ours.
         let (_, _) = log::capture(|| unsafe { ffi::fv_port_link(self.shared.id, &raw mut raw) });
-        Link {
+        let mut link = Link {
             up: raw.up != 0,
             mbps: raw.mbps,
             full_duplex: raw.full_duplex != 0,
+        };
+        // These drivers say "up" whatever happens to the interface.
+        if matches!(self.driver(), "net_af_packet" | "net_af_xdp")
+            && let Some(kernel) = &self.shared.kernel
+        {
+            link.up &= kernel.running();
         }
+        link
     }
 
     /// The MAC address.

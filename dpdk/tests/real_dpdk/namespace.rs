@@ -46,10 +46,8 @@ impl Namespace {
             let thread = scope.spawn(|| {
                 let file = File::open(format!("/run/netns/{}", self.name)).unwrap();
                 // SAFETY: setns changes only this thread, which ends with `body`.
-                assert_eq!(
-                    unsafe { libc::setns(file.as_raw_fd(), libc::CLONE_NEWNET) },
-                    0
-                );
+                let status = unsafe { libc::setns(file.as_raw_fd(), libc::CLONE_NEWNET) };
+                assert_eq!(status, 0, "setns to {}", self.name);
                 body()
             });
             thread
