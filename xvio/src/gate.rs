@@ -17,13 +17,12 @@
 #[cfg(loom)]
 use loom::{
     cell::UnsafeCell,
-    sync::Arc,
     sync::atomic::{AtomicU32, Ordering},
 };
+use std::sync::Arc;
 #[cfg(not(loom))]
 use std::{
     cell::UnsafeCell,
-    sync::Arc,
     sync::atomic::{AtomicU32, Ordering},
 };
 
@@ -56,12 +55,12 @@ impl<T> Gate<T> {
 
     /// The worker's way in: one compare-and-swap, never waits. `None` while the control side has
     /// the value (or another pass exists).
-    pub fn enter(self: &Arc<Self>) -> Option<Pass<T>> {
-        self.state
+    pub fn enter(gate: &Arc<Self>) -> Option<Pass<T>> {
+        gate.state
             .compare_exchange(0, BUSY, Ordering::Acquire, Ordering::Relaxed)
             .ok()
             .map(|_| Pass {
-                gate: Arc::clone(self),
+                gate: Arc::clone(gate),
             })
     }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::features::{F_GUEST_CSUM, F_MRG_RXBUF};
-use crate::gate::Pass;
+use crate::gate::{Gate, Pass};
 use crate::memory::Segment;
 use crate::net_header::{self, MAX_HEADER};
 use crate::queue::{Queue, Running, Slot};
@@ -55,7 +55,7 @@ impl GuestRx {
     pub fn send(&mut self, parts: &[&[u8]], csum: Option<PartialCsum>) -> Result<(), SendError> {
         let counters = &self.queue.counters;
         if self.pass.is_none() {
-            self.pass = self.queue.gate.enter();
+            self.pass = Gate::enter(&self.queue.gate);
         }
         let Some(pass) = self.pass.as_mut() else {
             counters.down.add(1);

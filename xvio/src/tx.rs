@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::features::F_CSUM;
-use crate::gate::Pass;
+use crate::gate::{Gate, Pass};
 use crate::memory::Segment;
 use crate::net_header::{self, Bad, MAX_HEADER};
 use crate::queue::{Queue, Running, Slot};
@@ -52,7 +52,7 @@ impl GuestTx {
     /// and given back on the way, so 0 does not mean that the ring is empty: [`GuestTx::arm`] says.
     pub fn poll(&mut self, burst: &mut TxBurst) -> usize {
         burst.finish();
-        let Some(mut pass) = self.queue.gate.enter() else {
+        let Some(mut pass) = Gate::enter(&self.queue.gate) else {
             return 0;
         };
         let queue = &*self.queue;
@@ -91,7 +91,7 @@ impl GuestTx {
     /// changed: poll again instead. False also when the ring does not run
     /// ([`crate::Backend::on_change`] tells when it does).
     pub fn arm(&mut self) -> bool {
-        let Some(mut pass) = self.queue.gate.enter() else {
+        let Some(mut pass) = Gate::enter(&self.queue.gate) else {
             return true;
         };
         pass.with(|slot| match slot.running.as_mut().filter(|r| !r.broken) {
@@ -122,7 +122,7 @@ impl GuestTx {
     }
 
     fn running<R>(&self, f: impl FnOnce(&mut Running) -> R) -> Option<R> {
-        let mut pass = self.queue.gate.enter()?;
+        let mut pass = Gate::enter(&self.queue.gate)?;
         pass.with(|slot| slot.running.as_mut().filter(|r| !r.broken).map(f))
     }
 }
