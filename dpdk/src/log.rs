@@ -41,7 +41,11 @@ pub(crate) fn reason(code: i32, lines: &[String]) -> String {
     if lines.is_empty() {
         return code;
     }
-    // "EAL: " and the like only say which part of DPDK wrote the line.
+    format!("{} ({code})", joined(lines))
+}
+
+/// The lines as one sentence, without function names and repetitions.
+pub(crate) fn joined(lines: &[String]) -> String {
     let mut said: Vec<&str> = Vec::new();
     for line in lines {
         let line = line
@@ -51,7 +55,7 @@ pub(crate) fn reason(code: i32, lines: &[String]) -> String {
             said.push(line);
         }
     }
-    format!("{} ({code})", said.join("; "))
+    said.join("; ")
 }
 
 extern "C" fn line(level: u32, text: *const u8, len: usize) {

@@ -523,8 +523,32 @@ impl Port {
     }
 }
 
+/// Why a device did not attach. What the EAL itself says about that is little and its error number
+/// means nothing ("not permitted" for whatever a driver refused): the driver's own words count.
 fn explain(devargs: &str, status: i32, lines: &[String]) -> String {
-    let mut why = log::reason(status, lines);
+    let said: Vec<String> = lines
+        .iter()
+        .filter(|line| {
+            !line.contains("Failed to attach device") && !line.contains("Driver cannot attach")
+        })
+        .cloned()
+        .collect();
+    let refused = lines
+        .iter()
+        .any(|line| line.contains("Driver cannot attach"));
+    let mut why = if !said.is_empty() {
+        log::joined(&said)
+    } else if refused {
+        "its driver refused it; check the arguments in the device string".to_owned()
+    } else {
+        log::reason(status, lines)
+    };
+    if said
+        .iter()
+        .any(|line| line.contains("failed to parse device"))
+    {
+        why = "no driver of DPDK answers to this name; see the drivers in the distribution's DPDK folder (librte_net_*)".to_owned();
+    }
     if let Some(hint) = devargs::hint(devargs) {
         why = format!("{why}; {hint}");
     }

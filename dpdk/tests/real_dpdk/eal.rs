@@ -104,6 +104,70 @@ fn two_processes_run_at_once_say_nothing_and_leave_nothing() {
 }
 
 #[test]
+fn hugepages_are_used_when_there_are_some() {
+    if std::env::var_os(CHILD).is_some() {
+        let config = EalConfig {
+            hugepages: Hugepages::Require,
+            ..small()
+        };
+        let eal = Eal::init(&config).unwrap();
+        assert!(eal.hugepages());
+        let pool = Mempool::new(&eal, "huge", 1024, 2048, None).unwrap();
+        assert_eq!(pool.alloc().unwrap().tailroom(), 2048);
+        // Mapped from the kernel's pool of hugepages, and from no file in a hugetlbfs.
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let mapped = status
+            .lines()
+            .find_map(|line| line.strip_prefix("HugetlbPages:"))
+            .unwrap();
+        let kb: u64 = mapped.trim().trim_end_matches(" kB").parse().unwrap();
+        assert!(kb >= 32 * 1024, "{mapped}");
+        return;
+    }
+    let before = leftovers();
+    let reserved = Reserved::pages(24);
+    let output = child("eal::hugepages_are_used_when_there_are_some")
+        .output()
+        .unwrap();
+    drop(reserved);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned()
+        + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}");
+    assert_eq!(leftovers(), before);
+}
+
+/// Hugepages of 2 MB added to the kernel's pool, and taken away again.
+struct Reserved {
+    pages: i64,
+}
+
+impl Reserved {
+    fn pages(pages: i64) -> Reserved {
+        change_pool(pages);
+        Reserved { pages }
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        change_pool(-self.pages);
+    }
+}
+
+/// Others may do the same at the same time, hence the lock, and a change instead of a number.
+fn change_pool(by: i64) {
+    const POOL: &str = "/proc/sys/vm/nr_hugepages";
+    let lock = std::fs::File::create("/run/lock/ferrovia-test-hugepages").unwrap();
+    lock.lock().unwrap();
+    let now: i64 = std::fs::read_to_string(POOL)
+        .unwrap()
+        .trim()
+        .parse()
+        .unwrap();
+    std::fs::write(POOL, (now + by).max(0).to_string()).unwrap();
+}
+
+#[test]
 fn missing_hugepages_are_taken_or_named() {
     let config = EalConfig {
         hugepages: Hugepages::Require,

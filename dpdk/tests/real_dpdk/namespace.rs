@@ -34,6 +34,13 @@ impl Namespace {
             });
             ip(&["-n", &self.name, "link", "set", iface, "up"]);
         }
+        // The kernel gives an interface its queue when it sees the carrier, a little later; until
+        // then it drops what is sent.
+        for iface in [a, b] {
+            crate::wait_for("the veth pair to come up", || {
+                ip(&["-n", &self.name, "-o", "link", "show", iface]).contains("state UP")
+            });
+        }
     }
 
     pub fn ip(&self, arguments: &[&str]) {
@@ -65,7 +72,7 @@ impl Drop for Namespace {
     }
 }
 
-fn ip(arguments: &[&str]) {
+fn ip(arguments: &[&str]) -> String {
     let output = Command::new("ip")
         .args(arguments)
         .output()
@@ -75,4 +82,5 @@ fn ip(arguments: &[&str]) {
         "ip {arguments:?}: {}",
         String::from_utf8_lossy(&output.stderr)
     );
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
