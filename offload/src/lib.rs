@@ -16,4 +16,4 @@ pub mod placement;
 pub mod probe;
 
 pub use home::{Availability, Home, HomeKind, KernelHome, NicHome, SoftwareHome};
-pub use placement::{Choice, Placement};
+pub use placement::{Choice, Placement, availability};

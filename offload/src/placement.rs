@@ -11,6 +11,13 @@ pub struct Placement {
     why: String,
 }
 
+/// Each home of this host, and why it cannot take flows if it cannot, as an operator can act on it.
+///
+/// Blocks for some milliseconds. `uplink` is the uplink's kernel network interface, if it has one.
+pub fn availability(uplink: Option<&str>) -> Vec<(HomeKind, Result<(), String>)> {
+    Placement::probe(uplink).availability
+}
+
 /// Where a flow goes, and why there.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Choice<'a> {

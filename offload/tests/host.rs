@@ -146,9 +146,9 @@ fn flows_are_placed_in_software_and_the_reasons_are_told() {
 
 #[test]
 fn an_uplink_without_a_kernel_interface_is_told_apart() {
-    let placement = Placement::probe(None);
-    let reason = placement.availability()[2].1.clone().unwrap_err();
-    assert_eq!(reason, Unavailable::NoUplinkInterface.to_string());
+    let answers = offload::availability(None);
+    let reason = Unavailable::NoUplinkInterface.to_string();
+    assert_eq!(answers[2], (HomeKind::Nic, Err(reason)));
 }
 
 #[test]
