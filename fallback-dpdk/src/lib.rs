@@ -49,6 +49,8 @@ mod slow_path;
 mod table;
 mod uplink_doorbell;
 mod wake;
+#[cfg(test)]
+mod testbed;
 mod worker;
 
 pub use config::Config;
