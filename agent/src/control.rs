@@ -83,7 +83,9 @@ impl Handle {
     /// Applies a step of the controller; the version that is applied then. `None`: the agent stops.
     pub async fn step(&self, step: v1::Desired) -> Option<Result<u64, StepError>> {
         let (reply, answer) = oneshot::channel();
-        self.commands.send(Command::Step(Box::new(step), reply)).ok()?;
+        self.commands
+            .send(Command::Step(Box::new(step), reply))
+            .ok()?;
         answer.await.ok()
     }
 
@@ -148,8 +150,12 @@ pub fn start(parts: Parts) -> std::io::Result<(Handle, std::thread::JoinHandle<(
     let on_change: OnChange = Arc::new(move |id: &str| {
         let _ = changed.send(Command::PortChanged(id.to_owned()));
     });
-    let ports =
-        Ports::new(Arc::clone(&parts.dataplane), parts.ownership, parts.permissions, on_change);
+    let ports = Ports::new(
+        Arc::clone(&parts.dataplane),
+        parts.ownership,
+        parts.permissions,
+        on_change,
+    );
     let mut control = Control {
         ports,
         view: view_out,
@@ -165,10 +171,12 @@ pub fn start(parts: Parts) -> std::io::Result<(Handle, std::thread::JoinHandle<(
         shown: BTreeMap::new(),
         parts,
     };
-    let thread = std::thread::Builder::new().name("control".into()).spawn(move || {
-        control.begin();
-        control.run(&inbox);
-    })?;
+    let thread = std::thread::Builder::new()
+        .name("control".into())
+        .spawn(move || {
+            control.begin();
+            control.run(&inbox);
+        })?;
     Ok((Handle { commands, view }, thread))
 }
 
@@ -212,7 +220,9 @@ impl Control {
     fn run(&mut self, inbox: &mpsc::Receiver<Command>) {
         loop {
             let now = Instant::now();
-            let wait = self.next_due().map_or(NOTHING_DUE, |at| at.saturating_duration_since(now));
+            let wait = self
+                .next_due()
+                .map_or(NOTHING_DUE, |at| at.saturating_duration_since(now));
             let mut next = match inbox.recv_timeout(wait) {
                 Ok(command) => Some(command),
                 Err(RecvTimeoutError::Timeout) => None,
@@ -237,14 +247,21 @@ impl Control {
     }
 
     fn next_due(&self) -> Option<Instant> {
-        let times = [self.ports.next_retry(), self.neighbours.next_due(), self.advertise_at];
+        let times = [
+            self.ports.next_retry(),
+            self.neighbours.next_due(),
+            self.advertise_at,
+        ];
         times.into_iter().flatten().min()
     }
 
     fn take(
         &mut self,
         command: Command,
-        steps: &mut Vec<(oneshot::Sender<Result<u64, StepError>>, Result<u64, StepError>)>,
+        steps: &mut Vec<(
+            oneshot::Sender<Result<u64, StepError>>,
+            Result<u64, StepError>,
+        )>,
     ) {
         let now = Instant::now();
         match command {
@@ -259,7 +276,10 @@ impl Control {
             }
             Command::Have(reply) => {
                 let resources = &self.saved.resources;
-                let have = Have { store_id: resources.store_id.clone(), have: resources.have() };
+                let have = Have {
+                    store_id: resources.store_id.clone(),
+                    have: resources.have(),
+                };
                 let _ = reply.send(have);
             }
             Command::ForgetStore(reply) => {
@@ -340,7 +360,10 @@ impl Control {
             self.ports.give_up(id, reason, now);
             self.publish(now);
         }
-        let running = self.ports.status(id).is_some_and(|s| s.state == xvio::State::Running);
+        let running = self
+            .ports
+            .status(id)
+            .is_some_and(|s| s.state == xvio::State::Running);
         if !running {
             self.connected.remove(id);
         } else if self.connected.insert(id.to_owned()) {
@@ -358,33 +381,52 @@ impl Control {
         let sockets = &mut self.saved.sockets;
         if !sockets.contains_key(id) {
             let taken = sockets.values().any(|stem| stem == name);
-            sockets.insert(id.to_owned(), if taken { id.to_owned() } else { name.to_owned() });
+            sockets.insert(
+                id.to_owned(),
+                if taken {
+                    id.to_owned()
+                } else {
+                    name.to_owned()
+                },
+            );
         }
-        self.parts.paths.vhost_dir().join(format!("{}.sock", sockets[id]))
+        self.parts
+            .paths
+            .vhost_dir()
+            .join(format!("{}.sock", sockets[id]))
     }
 
     /// Makes what runs what is desired.
     fn apply(&mut self, now: Instant) {
         let sockets_before = self.saved.sockets.clone();
         let ids: Vec<String> = self.desired.ports.keys().cloned().collect();
-        self.saved.sockets.retain(|id, _| self.desired.ports.contains_key(id));
-        self.numbers.retain(|id| self.desired.ports.contains_key(id));
+        self.saved
+            .sockets
+            .retain(|id, _| self.desired.ports.contains_key(id));
+        self.numbers
+            .retain(|id| self.desired.ports.contains_key(id));
         self.ports.forget(|id| self.desired.ports.contains_key(id));
         for id in &ids {
             self.numbers.of(id);
         }
         // Ports that fit into no topology are not set up at all.
         let underlay = self.underlay();
-        let whole =
-            topology::build(&self.desired, &self.numbers, underlay.as_ref(), 0, &|_| true);
+        let whole = topology::build(&self.desired, &self.numbers, underlay.as_ref(), 0, &|_| {
+            true
+        });
         for note in &whole.notes {
             tracing::warn!(note, "left out");
         }
         self.refused = whole.refused;
         let mut wanted = BTreeMap::new();
-        for id in ids.iter().filter(|id| !self.refused.contains_key(*id)) {
+        for id in &ids {
+            if self.refused.contains_key(id) {
+                continue;
+            }
             let port = self.desired.ports[id].clone();
-            let Some(network) = self.desired.networks.get(&port.network) else { continue };
+            let Some(network) = self.desired.networks.get(&port.network) else {
+                continue;
+            };
             let attachment = Attachment {
                 mac: port.mac,
                 mtu: topology::mtu_of(network, underlay.as_ref()),
@@ -424,7 +466,10 @@ impl Control {
 
     fn underlay(&self) -> Option<Underlay> {
         let neighbours = self.neighbours.known();
-        self.parts.underlay.clone().map(|underlay| Underlay { neighbours, ..underlay })
+        self.parts.underlay.clone().map(|underlay| Underlay {
+            neighbours,
+            ..underlay
+        })
     }
 
     fn publish(&mut self, now: Instant) {
@@ -436,8 +481,13 @@ impl Control {
         self.epoch += 1;
         let underlay = self.underlay();
         let include = |id: &str| self.ports.runs(id) && also(id);
-        let built =
-            topology::build(&self.desired, &self.numbers, underlay.as_ref(), self.epoch, &include);
+        let built = topology::build(
+            &self.desired,
+            &self.numbers,
+            underlay.as_ref(),
+            self.epoch,
+            &include,
+        );
         self.router = Arc::new(built.router);
         self.parts.dataplane.publish(Arc::clone(&self.router));
         let next_hops = self.router.underlay_next_hops();
@@ -453,7 +503,6 @@ impl Control {
             let mut view = PortView {
                 port: api_port(id, port, &self.desired, &self.parts.host),
                 number: self.numbers.get(id),
-                gateway_mac: network.map(|n| n.gateway_mac.to_string()).unwrap_or_default(),
                 vni: network.map_or(0, |n| n.vni),
                 features: status.as_ref().map_or(0, |s| s.features),
                 active_queue_pairs: status.as_ref().map_or(0, |s| s.active_queue_pairs),
@@ -469,16 +518,37 @@ impl Control {
             shown.insert(id.clone(), view);
         }
         for (id, (name, reason)) in &self.desired.refused {
-            let mut port = v1::Port { id: id.clone(), name: name.clone(), ..v1::Port::default() };
+            let mut port = v1::Port {
+                id: id.clone(),
+                name: name.clone(),
+                ..v1::Port::default()
+            };
             port.status = Some(failed(reason));
-            shown.insert(id.clone(), PortView { port, ..PortView::default() });
+            shown.insert(
+                id.clone(),
+                PortView {
+                    port,
+                    ..PortView::default()
+                },
+            );
         }
         let (version, before) = (self.saved.resources.version, self.view.borrow().clone());
-        if shown != self.shown || before.applied_version != version {
+        let same_router = Arc::ptr_eq(&before.router, &self.router);
+        if shown != self.shown || before.applied_version != version || !same_router {
             self.shown = shown.clone();
-            let networks =
-                self.desired.networks.values().map(|n| (n.vni, n.name.clone())).collect();
-            let view = View { ports: shown, applied_version: version, networks };
+            let networks = self
+                .desired
+                .networks
+                .values()
+                .map(|n| (n.vni, n.name.clone()))
+                .collect();
+            let router = Arc::clone(&self.router);
+            let view = View {
+                ports: shown,
+                applied_version: version,
+                networks,
+                router,
+            };
             self.view.send_replace(Arc::new(view));
         }
     }
@@ -500,9 +570,10 @@ impl Control {
                 }
             }
             (None, Some(reason)) => failed(reason),
-            (None, None) => {
-                v1::PortStatus { state: v1::PortState::Pending.into(), ..Default::default() }
-            }
+            (None, None) => v1::PortStatus {
+                state: v1::PortState::Pending.into(),
+                ..Default::default()
+            },
         }
     }
 

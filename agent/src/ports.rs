@@ -52,12 +52,22 @@ impl Ports {
         on_change: OnChange,
     ) -> Self {
         let (running, failed) = (BTreeMap::new(), BTreeMap::new());
-        Ports { dataplane, ownership, permissions, on_change, running, failed }
+        Ports {
+            dataplane,
+            ownership,
+            permissions,
+            on_change,
+            running,
+            failed,
+        }
     }
 
     /// What runs now.
     pub fn attachments(&self) -> BTreeMap<String, Attachment> {
-        self.running.iter().map(|(id, running)| (id.clone(), running.attachment.clone())).collect()
+        self.running
+            .iter()
+            .map(|(id, running)| (id.clone(), running.attachment.clone()))
+            .collect()
     }
 
     /// Whether the port is in the data plane.
@@ -82,7 +92,9 @@ impl Ports {
 
     /// Whether a port may be tried now.
     pub fn may_try(&self, id: &str, now: Instant) -> bool {
-        self.failed.get(id).is_none_or(|failed| failed.retry_at <= now)
+        self.failed
+            .get(id)
+            .is_none_or(|failed| failed.retry_at <= now)
     }
 
     /// When the next failed port may be tried again.
@@ -115,7 +127,14 @@ impl Ports {
             Ok(backend) => {
                 let attachment = attachment.clone();
                 self.failed.remove(id);
-                self.running.insert(id.to_owned(), Running { attachment, number, backend });
+                self.running.insert(
+                    id.to_owned(),
+                    Running {
+                        attachment,
+                        number,
+                        backend,
+                    },
+                );
                 tracing::info!(port = name, number = number.0, "port ready");
                 true
             }
@@ -151,22 +170,36 @@ impl Ports {
             features: xvio::Offer::default(),
         };
         let mut backend = xvio::Backend::start(config).map_err(|error| chain(&error))?;
-        self.dataplane.add_vhost(number, &mut backend).map_err(|error| chain(&error))?;
+        self.dataplane
+            .add_vhost(number, &mut backend)
+            .map_err(|error| chain(&error))?;
         let (on_change, id) = (Arc::clone(&self.on_change), id.to_owned());
         backend.on_change(Box::new(move |_| on_change(&id)));
         Ok(backend)
     }
 
     fn fail(&mut self, id: &str, reason: String, now: Instant) {
-        let tries = self.failed.get(id).map_or(0, |failed| failed.tries.saturating_add(1));
+        let tries = self
+            .failed
+            .get(id)
+            .map_or(0, |failed| failed.tries.saturating_add(1));
         let wait = (FIRST_RETRY * (1 << tries.min(6))).min(SLOWEST_RETRY);
-        self.failed.insert(id.to_owned(), Failed { reason, tries, retry_at: now + wait });
+        self.failed.insert(
+            id.to_owned(),
+            Failed {
+                reason,
+                tries,
+                retry_at: now + wait,
+            },
+        );
     }
 
     /// Takes one port down. The topology must not have it any more. When this returns, no worker
     /// touches it and its socket is gone.
     pub fn remove(&mut self, id: &str) {
-        let Some(running) = self.running.remove(id) else { return };
+        let Some(running) = self.running.remove(id) else {
+            return;
+        };
         if let Err(error) = self.dataplane.remove_port(running.number) {
             tracing::error!(port = id, error = chain(&error), "port cannot be removed");
         }

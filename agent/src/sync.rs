@@ -41,7 +41,9 @@ pub struct About {
 #[derive(Debug, thiserror::Error)]
 pub enum SyncError {
     /// No certificate, and no way to get one.
-    #[error("This host has not joined; run `ferrovia-agent join --url {url} --token …`, or set token_file in [controller]")]
+    #[error(
+        "This host has not joined; run `ferrovia-agent join --url {url} --token …`, or set token_file in [controller]"
+    )]
     NotJoined {
         /// The controller.
         url: String,
@@ -74,10 +76,7 @@ pub enum SyncError {
 
 /// Where the controller is and as whom to talk to it. Joins with the token file when there is no
 /// certificate yet.
-pub async fn target(
-    controller: &config::Controller,
-    paths: &Paths,
-) -> Result<Target, SyncError> {
+pub async fn target(controller: &config::Controller, paths: &Paths) -> Result<Target, SyncError> {
     let url = &controller.url;
     if url.starts_with("http://") {
         return Ok(Target::controller(url, None, controller.plain)?);
@@ -124,7 +123,10 @@ pub async fn run(
             Err(error) => chain(&error),
         };
         if connected.swap(false, Ordering::Relaxed) || error != last_error {
-            tracing::warn!(error, "no controller; forwarding goes on with the last known state");
+            tracing::warn!(
+                error,
+                "no controller; forwarding goes on with the last known state"
+            );
         }
         last_error = error;
         if started.elapsed() > LONGEST_WAIT {
@@ -168,9 +170,14 @@ async fn once(
     // All ports after a hello, as far as there are any yet.
     let mut view = handle.view();
     let mut sent = BTreeMap::new();
-    report(&out, &view.borrow_and_update().clone(), &mut sent, true).await?;
+    let now = view.borrow_and_update().clone();
+    report(&out, &now, &mut sent, true).await?;
     let status = |status: tonic::Status| SyncError::Status(status.message().to_owned());
-    let mut stream = client.sync(ReceiverStream::new(messages)).await.map_err(status)?.into_inner();
+    let mut stream = client
+        .sync(ReceiverStream::new(messages))
+        .await
+        .map_err(status)?
+        .into_inner();
     connected.store(true, Ordering::Relaxed);
     tracing::info!(url = controller.url, "controller connected");
     loop {
@@ -205,7 +212,11 @@ async fn send(
     out: &mpsc::Sender<v1::AgentMessage>,
     message: v1::agent_message::Message,
 ) -> Result<(), SyncError> {
-    out.send(v1::AgentMessage { message: Some(message) }).await.map_err(|_| SyncError::Closed)
+    out.send(v1::AgentMessage {
+        message: Some(message),
+    })
+    .await
+    .map_err(|_| SyncError::Closed)
 }
 
 /// Reports the ports whose status is not what was last sent.
@@ -218,16 +229,25 @@ async fn report(
     sent.retain(|id, _| view.ports.contains_key(id));
     let mut ports = Vec::new();
     for (id, port) in &view.ports {
-        let Some(status) = &port.port.status else { continue };
+        let Some(status) = &port.port.status else {
+            continue;
+        };
         if sent.get(id) != Some(status) {
             sent.insert(id.clone(), status.clone());
-            ports.push(v1::PortReport { port: id.clone(), status: Some(status.clone()) });
+            ports.push(v1::PortReport {
+                port: id.clone(),
+                status: Some(status.clone()),
+            });
         }
     }
     if ports.is_empty() && !even_if_none {
         return Ok(());
     }
-    send(out, v1::agent_message::Message::Status(v1::AgentStatus { ports })).await
+    send(
+        out,
+        v1::agent_message::Message::Status(v1::AgentStatus { ports }),
+    )
+    .await
 }
 
 #[cfg(test)]
@@ -242,7 +262,10 @@ mod tests {
         let mut view = View::default();
         let with = |state: v1::PortState| PortView {
             port: v1::Port {
-                status: Some(v1::PortStatus { state: state.into(), ..Default::default() }),
+                status: Some(v1::PortStatus {
+                    state: state.into(),
+                    ..Default::default()
+                }),
                 ..Default::default()
             },
             ..Default::default()
@@ -256,7 +279,9 @@ mod tests {
         drop(out);
         let mut reported = Vec::new();
         while let Some(message) = messages.recv().await {
-            let Some(v1::agent_message::Message::Status(status)) = message.message else { panic!() };
+            let Some(v1::agent_message::Message::Status(status)) = message.message else {
+                panic!()
+            };
             reported.push(status.ports.into_iter().map(|p| p.port).collect::<Vec<_>>());
         }
         assert_eq!(reported, [vec!["a", "b"], vec!["b"]]);
@@ -266,7 +291,10 @@ mod tests {
     fn jitter_stays_between_half_and_whole() {
         for _ in 0..100 {
             let wait = jitter(Duration::from_secs(8));
-            assert!((Duration::from_secs(4)..=Duration::from_secs(8)).contains(&wait), "{wait:?}");
+            assert!(
+                (Duration::from_secs(4)..=Duration::from_secs(8)).contains(&wait),
+                "{wait:?}"
+            );
         }
     }
 }

@@ -2,12 +2,15 @@
 //! local API and the controller's stream read.
 
 use crate::desired::{self, Desired};
+use crate::topology;
 use api::v1;
 use flow::PortId;
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use vrouter::VRouter;
 
 /// The picture.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct View {
     /// Ports by id.
     pub ports: BTreeMap<String, PortView>,
@@ -15,6 +18,19 @@ pub struct View {
     pub applied_version: u64,
     /// The networks' names by VNI, for flows.
     pub networks: BTreeMap<u32, String>,
+    /// The router that the workers have.
+    pub router: Arc<VRouter>,
+}
+
+impl Default for View {
+    fn default() -> Self {
+        View {
+            ports: BTreeMap::new(),
+            applied_version: 0,
+            networks: BTreeMap::new(),
+            router: Arc::new(topology::empty(0)),
+        }
+    }
 }
 
 /// One port.
@@ -24,8 +40,6 @@ pub struct PortView {
     pub port: v1::Port,
     /// Its number, where it has been in the data plane.
     pub number: Option<PortId>,
-    /// The gateway's MAC in its network: where a traced packet to another subnet goes.
-    pub gateway_mac: String,
     /// VNI of its network.
     pub vni: u32,
     /// Virtio features of the connected guest.
