@@ -1,0 +1,207 @@
+//! `cargo xtask test`: every test there is, in the order from quick to slow. This is what CI runs.
+
+use crate::steps::Steps;
+use crate::workspace::{self, Target};
+use crate::{demo, deps, fuzz, lint, paths, sudo};
+use anyhow::{Context, Result, bail};
+use std::process::{Command, ExitCode};
+
+/// The package whose integration tests need root, libvirt and guests.
+const E2E: &str = "hw-tests";
+
+const DURATION_HINT: &str = "The failing test's output above says what is wrong; `cargo xtask test --only STEP` repeats one step.";
+
+/// Options of `test`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Only these steps
+    #[arg(long, value_enum, value_delimiter = ',')]
+    only: Vec<Step>,
+    /// Seconds for each fuzz target
+    #[arg(long, default_value_t = 30)]
+    fuzz_seconds: u32,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Step {
+    /// Format, lints, licences, house rules
+    Lint,
+    /// Unit and property tests of the workspace
+    Unit,
+    /// Model checking of what threads share
+    Loom,
+    /// Fuzz targets
+    Fuzz,
+    /// Real guests
+    E2e,
+}
+
+/// Runs the command.
+pub fn command(args: &Args) -> Result<ExitCode> {
+    let wants = |step: Step| args.only.is_empty() || args.only.contains(&step);
+    let mut steps = Steps::new();
+    if !steps.work(
+        "dependencies",
+        "Fix what it says and try again.",
+        deps::ensure,
+    ) {
+        return Ok(steps.summary("cargo xtask test"));
+    }
+    if wants(Step::E2e) {
+        sudo::warm_up()?;
+    }
+    let targets = workspace::targets()?;
+    let _ = (wants(Step::Lint) && !lint::run(&mut steps)) || all(&mut steps, args, &targets, wants);
+    Ok(steps.summary("cargo xtask test"))
+}
+
+/// The steps that need a build. A step that fails does not keep the others from running.
+fn all(steps: &mut Steps, args: &Args, targets: &[Target], wants: impl Fn(Step) -> bool) -> bool {
+    if !demo::build(steps) {
+        return false;
+    }
+    if wants(Step::Unit) {
+        let mut unit = workspace::cargo(&[
+            "test",
+            "--locked",
+            "--workspace",
+            "--no-fail-fast",
+            "--lib",
+            "--bins",
+        ]);
+        for test in targets
+            .iter()
+            .filter(|t| t.kind == "test" && t.package != E2E && !is_loom(t))
+        {
+            unit.args(["--test", &test.name]);
+        }
+        steps.run(
+            "unit and property tests",
+            DURATION_HINT,
+            &mut unit,
+            count_tests,
+        );
+        let mut doc = workspace::cargo(&["test", "--locked", "--workspace", "--doc"]);
+        steps.run("examples in the docs", DURATION_HINT, &mut doc, count_tests);
+    }
+    if wants(Step::Loom) {
+        for test in targets.iter().filter(|t| is_loom(t)) {
+            let mut loom = workspace::cargo(&[
+                "test",
+                "--locked",
+                "--release",
+                "-p",
+                &test.package,
+                "--test",
+                &test.name,
+            ]);
+            loom.env("RUSTFLAGS", "--cfg loom")
+                .env_remove("CARGO_ENCODED_RUSTFLAGS");
+            loom.env("CARGO_TARGET_DIR", paths::target().join("loom"));
+            steps.run(
+                &format!("loom: {}", test.package),
+                DURATION_HINT,
+                &mut loom,
+                count_tests,
+            );
+        }
+    }
+    if wants(Step::Fuzz) {
+        fuzz::run(steps, &[], args.fuzz_seconds);
+    }
+    if wants(Step::E2e) {
+        for test in targets
+            .iter()
+            .filter(|t| t.kind == "test" && t.package == E2E)
+        {
+            match e2e(test) {
+                Ok(mut command) => {
+                    steps.run(
+                        &format!("end to end: {}", test.name),
+                        DURATION_HINT,
+                        &mut command,
+                        count_tests,
+                    );
+                }
+                Err(e) => {
+                    steps.work(
+                        &format!("end to end: {}", test.name),
+                        "Run it as root.",
+                        || Err(e),
+                    );
+                }
+            }
+        }
+    }
+    true
+}
+
+fn is_loom(target: &Target) -> bool {
+    target.kind == "test" && target.name.starts_with("loom")
+}
+
+/// A command that runs one end-to-end test program as root. `--workspace` as everywhere, so that the same
+/// features are chosen and nothing is compiled again.
+fn e2e(test: &Target) -> Result<Command> {
+    let mut command = workspace::cargo(&[
+        "test",
+        "--locked",
+        "--workspace",
+        "--test",
+        &test.name,
+        "--",
+    ]);
+    command.args(["--test-threads", "1"]);
+    command.env("FERROVIA_LAB_CACHE", paths::cache());
+    if !sudo::is_root() {
+        sudo::check()?;
+        let host = host_variable()?;
+        command.env(host, "sudo -n -E --");
+    }
+    Ok(command)
+}
+
+/// The name of the variable that says what runs the programs that cargo built.
+fn host_variable() -> Result<String> {
+    let text = deps::output(Command::new("rustc").arg("-vV"))?;
+    let host = text
+        .lines()
+        .find_map(|l| l.strip_prefix("host: "))
+        .context("`rustc -vV` does not name the host")?;
+    if host.is_empty() {
+        bail!("`rustc -vV` names no host");
+    }
+    Ok(format!(
+        "CARGO_TARGET_{}_RUNNER",
+        host.to_uppercase().replace('-', "_")
+    ))
+}
+
+/// Adds up cargo's "test result" lines.
+fn count_tests(output: &str) -> String {
+    let number = |line: &str, word: &str| {
+        line.split([';', '.'])
+            .find_map(|part| part.trim().strip_suffix(word)?.trim().parse::<u64>().ok())
+            .unwrap_or(0)
+    };
+    let lines = output.lines().filter(|l| l.starts_with("test result:"));
+    let (passed, failed) = lines.fold((0, 0), |(p, f), line| {
+        (p + number(line, "passed"), f + number(line, "failed"))
+    });
+    if failed == 0 {
+        format!("{passed} tests passed")
+    } else {
+        format!("{passed} passed, {failed} failed")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_of_several_programs_are_added_up() {
+        let output = "test result: ok. 3 passed; 0 failed; 0 ignored\nnoise\ntest result: FAILED. 4 passed; 2 failed; 0 ignored\n";
+        assert_eq!(count_tests(output), "7 passed, 2 failed");
+    }
+}
