@@ -19,7 +19,10 @@ pub(crate) fn decide(guest: &Guest, input: Input, trace: &mut Trace) -> Verdict 
     let probe = sender.is_unspecified() && arp.operation() == REQUEST;
     if arp.sender_mac() != guest.port.mac || !(probe || guest.owns(sender.into())) {
         trace.note(|| {
-            format!("ARP claims {sender} at {}, which is not the port's.", arp.sender_mac())
+            format!(
+                "ARP claims {sender} at {}, which is not the port's.",
+                arp.sender_mac()
+            )
         });
         return Verdict::Drop(DropReason::SpoofedNeighbour);
     }
@@ -49,5 +52,11 @@ pub(crate) fn decide(guest: &Guest, input: Input, trace: &mut Trace) -> Verdict 
 
 /// An ARP message in its frame.
 pub(crate) fn frame(dst: MacAddr, src: MacAddr, arp: &ArpRepr) -> Vec<u8> {
-    EthernetRepr { dst, src, vlan: None, ethertype: ethertype::ARP }.emit(&arp.emit())
+    EthernetRepr {
+        dst,
+        src,
+        vlan: None,
+        ethertype: ethertype::ARP,
+    }
+    .emit(&arp.emit())
 }

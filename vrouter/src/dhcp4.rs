@@ -135,9 +135,11 @@ fn take<'a>(request: &mut Request<'a>, code: u8, value: &'a [u8]) -> Option<()> 
 /// True for what a client sends to a DHCP server: to all, or to the gateway.
 pub(crate) fn is_for_server(guest: &Guest, input: Input) -> bool {
     let key = input.key();
-    let IpAddr::V4(dst) = input.dst() else { return false };
-    let to_gateway = key.eth_dst == guest.domain.network.gateway_mac
-        && guest.domain.is_gateway(dst.into());
+    let IpAddr::V4(dst) = input.dst() else {
+        return false;
+    };
+    let to_gateway =
+        key.eth_dst == guest.domain.network.gateway_mac && guest.domain.is_gateway(dst.into());
     key.protocol == protocol::UDP
         && key.dst_port == SERVER
         && key.fragment == Fragment::No
@@ -146,7 +148,9 @@ pub(crate) fn is_for_server(guest: &Guest, input: Input) -> bool {
 
 /// Serves a client. What is answered is not in the key, so nothing is installed.
 pub(crate) fn decide(guest: &Guest, input: Input, trace: &mut Trace) -> Verdict {
-    let IpAddr::V4(src) = input.src() else { return Verdict::Drop(DropReason::Malformed) };
+    let IpAddr::V4(src) = input.src() else {
+        return Verdict::Drop(DropReason::Malformed);
+    };
     if !(src.is_unspecified() || guest.owns(src.into())) {
         trace.note(|| format!("DHCP from {src}, which is not the port's."));
         return Verdict::Drop(DropReason::SpoofedIp);
@@ -164,10 +168,17 @@ pub(crate) fn decide(guest: &Guest, input: Input, trace: &mut Trace) -> Verdict 
         return Verdict::Drop(DropReason::UnsupportedProtocol);
     }
     if request.chaddr != guest.port.mac {
-        trace.note(|| format!("It asks for {}, which is not the port's MAC.", request.chaddr));
+        trace.note(|| {
+            format!(
+                "It asks for {}, which is not the port's MAC.",
+                request.chaddr
+            )
+        });
         return Verdict::Drop(DropReason::SpoofedMac);
     }
-    let server = guest.v4().and_then(|own| guest.domain.gateway_for(own.into(), guest.station));
+    let server = guest
+        .v4()
+        .and_then(|own| guest.domain.gateway_for(own.into(), guest.station));
     let (Some(own), Some(IpAddr::V4(server))) = (guest.v4(), server) else {
         trace.note(|| "The port has no IPv4 address to hand out.".into());
         return Verdict::Drop(DropReason::UnknownDestination);

@@ -42,13 +42,28 @@ pub(crate) fn reply(
         (ReplyKind::Inform, None) => None,
         _ => Some(own),
     };
-    let eth_dst = if dst.is_some() { guest.port.mac } else { MacAddr::BROADCAST };
+    let eth_dst = if dst.is_some() {
+        guest.port.mac
+    } else {
+        MacAddr::BROADCAST
+    };
     let dst = dst.unwrap_or(Ipv4Addr::BROADCAST);
     let (src_ip, dst_ip) = (IpAddr::V4(server), IpAddr::V4(dst));
-    let udp = UdpRepr { src: src_ip, dst: dst_ip, src_port: SERVER, dst_port: CLIENT };
+    let udp = UdpRepr {
+        src: src_ip,
+        dst: dst_ip,
+        src_port: SERVER,
+        dst_port: CLIENT,
+    };
     let ip = Ipv4Repr::new(server, dst, protocol::UDP).emit(&udp.emit(&message));
     let src = guest.domain.network.gateway_mac;
-    EthernetRepr { dst: eth_dst, src, vlan: None, ethertype: ethertype::IPV4 }.emit(&ip)
+    EthernetRepr {
+        dst: eth_dst,
+        src,
+        vlan: None,
+        ethertype: ethertype::IPV4,
+    }
+    .emit(&ip)
 }
 
 fn message(
@@ -63,7 +78,11 @@ fn message(
     out[4..8].copy_from_slice(&request.xid);
     let nak = kind == ReplyKind::Nak;
     // A NAK has the broadcast flag so that it reaches a client whose address is wrong.
-    let flags = if nak { request.flags | 0x8000 } else { request.flags };
+    let flags = if nak {
+        request.flags | 0x8000
+    } else {
+        request.flags
+    };
     out[10..12].copy_from_slice(&flags.to_be_bytes());
     if let Some(ciaddr) = request.ciaddr.filter(|_| !nak) {
         out[12..16].copy_from_slice(&ciaddr.octets());
@@ -88,7 +107,10 @@ fn message(
     if matches!(kind, ReplyKind::Offer | ReplyKind::Ack) {
         options.put(option::LEASE_TIME, &LEASE_SECONDS.to_be_bytes());
         options.put(option::RENEWAL_TIME, &(LEASE_SECONDS / 2).to_be_bytes());
-        options.put(option::REBINDING_TIME, &(LEASE_SECONDS / 8 * 7).to_be_bytes());
+        options.put(
+            option::REBINDING_TIME,
+            &(LEASE_SECONDS / 8 * 7).to_be_bytes(),
+        );
     }
     if !nak {
         configuration(guest, request, own, server, &mut options);
@@ -104,7 +126,10 @@ fn configuration(
     options: &mut Options,
 ) {
     let network = &guest.domain.network;
-    let subnet = network.subnets.iter().find(|s| s.prefix.contains(&IpAddr::V4(own)));
+    let subnet = network
+        .subnets
+        .iter()
+        .find(|s| s.prefix.contains(&IpAddr::V4(own)));
     if let Some(IpNet::V4(prefix)) = subnet.map(|s| s.prefix) {
         options.put(option::SUBNET_MASK, &prefix.netmask().octets());
     }
@@ -147,9 +172,10 @@ fn is_host_name(name: &str) -> bool {
 fn classless_routes(guest: &Guest, own: Ipv4Addr, gateway: Ipv4Addr) -> Vec<u8> {
     let network = &guest.domain.network;
     let on_link = |ip: Ipv4Addr| {
-        network.subnets.iter().any(|s| {
-            s.prefix.contains(&IpAddr::V4(ip)) && s.prefix.contains(&IpAddr::V4(own))
-        })
+        network
+            .subnets
+            .iter()
+            .any(|s| s.prefix.contains(&IpAddr::V4(ip)) && s.prefix.contains(&IpAddr::V4(own)))
     };
     let mut out = Vec::new();
     let mut default = gateway;

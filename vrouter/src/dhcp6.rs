@@ -36,8 +36,8 @@ mod message {
 /// True for what a client sends to DHCPv6 servers, or to the gateway.
 pub(crate) fn is_for_server(guest: &Guest, input: Input) -> bool {
     let key = input.key();
-    let to_gateway = key.eth_dst == guest.domain.network.gateway_mac
-        && guest.domain.is_gateway(input.dst());
+    let to_gateway =
+        key.eth_dst == guest.domain.network.gateway_mac && guest.domain.is_gateway(input.dst());
     key.protocol == protocol::UDP
         && key.dst_port == SERVER
         && key.fragment == Fragment::No
@@ -46,7 +46,9 @@ pub(crate) fn is_for_server(guest: &Guest, input: Input) -> bool {
 
 /// Serves a client. What is answered is not in the key, so nothing is installed.
 pub(crate) fn decide(guest: &Guest, input: Input, trace: &mut Trace) -> Verdict {
-    let IpAddr::V6(src) = input.src() else { return Verdict::Drop(DropReason::Malformed) };
+    let IpAddr::V6(src) = input.src() else {
+        return Verdict::Drop(DropReason::Malformed);
+    };
     if !may_use_services(guest, src) {
         trace.note(|| format!("DHCPv6 from {src}, which is not the port's."));
         return Verdict::Drop(DropReason::SpoofedIp);
@@ -70,16 +72,32 @@ pub(crate) fn decide(guest: &Guest, input: Input, trace: &mut Trace) -> Verdict 
             _ => Verdict::Drop(DropReason::UnsupportedProtocol),
         };
     };
-    trace.note(|| format!("DHCPv6 message {}, answered with {}.", request.kind, answer[0]));
+    trace.note(|| {
+        format!(
+            "DHCPv6 message {}, answered with {}.",
+            request.kind, answer[0]
+        )
+    });
     Verdict::answer(guest.port.id, frame(guest, src, &answer))
 }
 
 fn frame(guest: &Guest, to: Ipv6Addr, message: &[u8]) -> Vec<u8> {
     let from = guest.domain.link_local();
-    let udp = UdpRepr { src: from.into(), dst: to.into(), src_port: SERVER, dst_port: CLIENT };
+    let udp = UdpRepr {
+        src: from.into(),
+        dst: to.into(),
+        src_port: SERVER,
+        dst_port: CLIENT,
+    };
     let ip = Ipv6Repr::new(from, to, protocol::UDP).emit(&udp.emit(message));
     let (dst, src) = (guest.port.mac, guest.domain.network.gateway_mac);
-    EthernetRepr { dst, src, vlan: None, ethertype: ethertype::IPV6 }.emit(&ip)
+    EthernetRepr {
+        dst,
+        src,
+        vlan: None,
+        ethertype: ethertype::IPV6,
+    }
+    .emit(&ip)
 }
 
 /// The server's DUID: that of its link-layer address (RFC 8415 section 11.4).
@@ -138,7 +156,10 @@ fn answer(guest: &Guest, request: &Message) -> Option<Vec<u8>> {
 }
 
 fn name_server_option(guest: &Guest, out: &mut Options) {
-    let servers: Vec<u8> = name_servers(guest).take(8).flat_map(|ip| ip.octets()).collect();
+    let servers: Vec<u8> = name_servers(guest)
+        .take(8)
+        .flat_map(|ip| ip.octets())
+        .collect();
     if !servers.is_empty() {
         out.put(option::NAME_SERVERS, &servers);
     }
@@ -146,14 +167,22 @@ fn name_server_option(guest: &Guest, out: &mut Options) {
 
 /// Section 18.3.3: whether the client's addresses are of this link; none where it names none.
 fn confirm(guest: &Guest, request: &Message) -> Option<u16> {
-    let mut addresses = request.associations.iter().flat_map(|ia| &ia.addresses).peekable();
+    let mut addresses = request
+        .associations
+        .iter()
+        .flat_map(|ia| &ia.addresses)
+        .peekable();
     addresses.peek()?;
     let on_link = |ip: &Ipv6Addr| {
         let subnets = &guest.domain.network.subnets;
         subnets.iter().any(|s| s.prefix.contains(&IpAddr::V6(*ip)))
     };
     let all = addresses.all(on_link);
-    Some(if all { status::SUCCESS } else { status::NOT_ON_LINK })
+    Some(if all {
+        status::SUCCESS
+    } else {
+        status::NOT_ON_LINK
+    })
 }
 
 /// The first association for addresses gets the port's; for others there is none.

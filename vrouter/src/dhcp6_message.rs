@@ -65,7 +65,11 @@ fn split_option(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
 /// whatever their bytes say: the server refuses them by kind.
 pub(crate) fn parse(bytes: &[u8]) -> Option<Message<'_>> {
     let ([kind, transaction @ ..], mut rest) = bytes.split_first_chunk::<4>()?;
-    let mut message = Message { kind: *kind, transaction: *transaction, ..Message::default() };
+    let mut message = Message {
+        kind: *kind,
+        transaction: *transaction,
+        ..Message::default()
+    };
     while !rest.is_empty() {
         let (code, value, after) = split_option(rest)?;
         rest = after;
@@ -99,7 +103,11 @@ fn association(code: u16, value: &[u8]) -> Option<Association<'_>> {
             addresses.push(Ipv6Addr::from(*value.first_chunk::<16>()?));
         }
     }
-    Some(Association { code, head, addresses })
+    Some(Association {
+        code,
+        head,
+        addresses,
+    })
 }
 
 /// Bytes under way to which options are added.
@@ -119,7 +127,8 @@ impl Options {
     /// Adds an option. All that the server says is far shorter than a length field can tell.
     pub(crate) fn put(&mut self, code: u16, value: &[u8]) {
         self.0.extend_from_slice(&code.to_be_bytes());
-        self.0.extend_from_slice(&(value.len() as u16).to_be_bytes());
+        self.0
+            .extend_from_slice(&(value.len() as u16).to_be_bytes());
         self.0.extend_from_slice(value);
     }
 

@@ -100,10 +100,18 @@ fn deliver(
                 trace.note(|| format!("The next hop towards {vtep} is not resolved."));
                 return Verdict::Drop(DropReason::UnderlayUnresolved);
             };
-            (mtu, vec![Action::EncapVxlan(encap), Action::Output(PortId::UPLINK)])
+            (
+                mtu,
+                vec![Action::EncapVxlan(encap), Action::Output(PortId::UPLINK)],
+            )
         }
     };
-    trace.note(|| format!("At most {mtu} bytes go that way; it has {}.", input.parsed.ip_len));
+    trace.note(|| {
+        format!(
+            "At most {mtu} bytes go that way; it has {}.",
+            input.parsed.ip_len
+        )
+    });
     let mut actions = vec![Action::CheckMtu(mtu)];
     actions.extend_from_slice(rewrite);
     actions.extend(last);
@@ -115,7 +123,10 @@ fn deliver(
 fn encap(tables: &Tables, domain: &Domain, vtep: IpAddr, input: Input) -> Option<(u16, Vxlan)> {
     let underlay = tables.topology.underlay.as_ref()?;
     let tag = if input.key().vlan == 0 { 0 } else { 4 };
-    let mtu = tables.tunnel_mtu()?.saturating_sub(tag).min(domain.network.mtu);
+    let mtu = tables
+        .tunnel_mtu()?
+        .saturating_sub(tag)
+        .min(domain.network.mtu);
     let vxlan = Vxlan {
         eth_src: underlay.mac,
         eth_dst: tables.next_hop_mac(vtep)?,
@@ -133,8 +144,11 @@ fn flood(tables: &Tables, guest: &Guest, input: Input, trace: &mut Trace) -> Ver
     let (key, domain) = (input.key(), guest.domain);
     let mut mtu = domain.network.mtu;
     let mut actions = outputs(domain, Some(guest.port.id));
-    let tunnels: Vec<_> =
-        domain.vteps.iter().filter_map(|vtep| encap(tables, domain, *vtep, input)).collect();
+    let tunnels: Vec<_> = domain
+        .vteps
+        .iter()
+        .filter_map(|vtep| encap(tables, domain, *vtep, input))
+        .collect();
     for (index, (tunnel_mtu, vxlan)) in tunnels.iter().enumerate() {
         mtu = mtu.min(*tunnel_mtu);
         if index > 0 {

@@ -53,7 +53,13 @@ impl Error {
             Error::TooBig(mtu) => (v6::PACKET_TOO_BIG, 0, u32::from(mtu).to_be_bytes()),
             Error::PortUnreachable => (v6::UNREACHABLE, 4, [0; 4]),
         };
-        Icmpv6Repr { src, dst, kind, code, rest }
+        Icmpv6Repr {
+            src,
+            dst,
+            kind,
+            code,
+            rest,
+        }
     }
 }
 
@@ -133,7 +139,10 @@ fn error_from(guest: &Guest, input: Input, error: Error, from: IpAddr) -> Option
         (IpAddr::V4(src), IpAddr::V4(dst)) => {
             let quoted = &original[..original.len().min(ERROR_MAX_V4 - 28)];
             // RFC 1812 section 4.3.2.5: errors have precedence 6, and are not fragmented here.
-            let ip = Ipv4Repr { tos: 0xc0, ..Ipv4Repr::new(src, dst, protocol::ICMP) };
+            let ip = Ipv4Repr {
+                tos: 0xc0,
+                ..Ipv4Repr::new(src, dst, protocol::ICMP)
+            };
             ip.emit(&error.v4().emit(quoted))
         }
         (IpAddr::V6(src), IpAddr::V6(dst)) => {
@@ -172,6 +181,16 @@ fn may_be_answered(input: Input) -> bool {
 
 fn frame(guest: &Guest, kind: u16, ip: &[u8]) -> Vec<u8> {
     let (dst, src) = (guest.port.mac, guest.domain.network.gateway_mac);
-    let ethertype = if kind == ethertype::IPV6 { ethertype::IPV6 } else { ethertype::IPV4 };
-    EthernetRepr { dst, src, vlan: None, ethertype }.emit(ip)
+    let ethertype = if kind == ethertype::IPV6 {
+        ethertype::IPV6
+    } else {
+        ethertype::IPV4
+    };
+    EthernetRepr {
+        dst,
+        src,
+        vlan: None,
+        ethertype,
+    }
+    .emit(ip)
 }

@@ -43,11 +43,21 @@ impl<'a> Input<'a> {
     /// # Errors
     /// [`DropReason::Malformed`] where the packet is not here to its end.
     pub(crate) fn transport(&self) -> Result<&'a [u8], DropReason> {
-        let end = self.parsed.l3.checked_add(self.parsed.ip_len).ok_or(DropReason::Malformed)?;
-        self.packet.get(self.parsed.l4..end).ok_or(DropReason::Malformed)
+        let end = self
+            .parsed
+            .l3
+            .checked_add(self.parsed.ip_len)
+            .ok_or(DropReason::Malformed)?;
+        self.packet
+            .get(self.parsed.l4..end)
+            .ok_or(DropReason::Malformed)
     }
 }
 
 fn address(kind: u16, ip: KeyAddr) -> IpAddr {
-    if kind == ethertype::IPV6 { IpAddr::V6(Ipv6Addr::from(ip.0)) } else { ip.to_ip() }
+    if kind == ethertype::IPV6 {
+        IpAddr::V6(Ipv6Addr::from(ip.0))
+    } else {
+        ip.to_ip()
+    }
 }

@@ -2,11 +2,11 @@
 
 use crate::explain::Trace;
 use crate::input::Input;
+use crate::ra;
 use crate::router::drop_flow;
 use crate::spoof::may_use_services;
 use crate::tables::Guest;
 use crate::verdict::Verdict;
-use crate::ra;
 use flow::wire::icmp::v6;
 use flow::wire::nd::{
     OVERRIDE, ROUTER, SOLICITED, SOURCE_LINK_ADDRESS, TARGET_LINK_ADDRESS, multicast_mac,
@@ -42,8 +42,7 @@ pub(crate) fn decide(guest: &Guest, input: Input, trace: &mut Trace) -> Verdict 
         _ => message.link_address(SOURCE_LINK_ADDRESS),
     };
     let tentative = src.is_unspecified();
-    if link.is_some_and(|mac| mac != guest.port.mac)
-        || !(tentative || may_use_services(guest, src))
+    if link.is_some_and(|mac| mac != guest.port.mac) || !(tentative || may_use_services(guest, src))
     {
         trace.note(|| format!("Neighbour discovery from {src} claims what is not the port's."));
         return Verdict::Drop(DropReason::SpoofedNeighbour);
@@ -80,7 +79,11 @@ fn checked(input: Input<'_>, src: Ipv6Addr, dst: Ipv6Addr) -> Result<NdMessage<&
         && icmp.code() == 0
         && icmp.checksum_ok_v6(src, dst)
         && input.key().fragment == Fragment::No;
-    if valid { NdMessage::new_checked(bytes) } else { Err(DropReason::Malformed) }
+    if valid {
+        NdMessage::new_checked(bytes)
+    } else {
+        Err(DropReason::Malformed)
+    }
 }
 
 fn solicit(
@@ -101,19 +104,42 @@ fn solicit(
     let Some(owner) = guest.domain.owner(target.into()) else {
         trace.note(|| format!("It solicits {target}, which nobody in the network has."));
         let free = Verdict::CONSUMED; // Duplicate address detection is right to hear nothing.
-        return if tentative { free } else { Verdict::Drop(DropReason::UnknownDestination) };
+        return if tentative {
+            free
+        } else {
+            Verdict::Drop(DropReason::UnknownDestination)
+        };
     };
     trace.note(|| format!("It solicits {target}, which is at {owner}."));
-    let router = if guest.domain.is_gateway(target.into()) { ROUTER } else { 0 };
-    let (to, solicited) = if tentative { (ALL_NODES, 0) } else { (src, SOLICITED) };
-    let advert = NdRepr::Advert { target, link: owner, flags: router | solicited | OVERRIDE };
+    let router = if guest.domain.is_gateway(target.into()) {
+        ROUTER
+    } else {
+        0
+    };
+    let (to, solicited) = if tentative {
+        (ALL_NODES, 0)
+    } else {
+        (src, SOLICITED)
+    };
+    let advert = NdRepr::Advert {
+        target,
+        link: owner,
+        flags: router | solicited | OVERRIDE,
+    };
     let message = advert.emit(target, to);
-    Verdict::answer(guest.port.id, frame(link_dst(to, guest.port.mac), owner, target, to, &message))
+    Verdict::answer(
+        guest.port.id,
+        frame(link_dst(to, guest.port.mac), owner, target, to, &message),
+    )
 }
 
 /// The MAC that a message to `to` goes to, where `unicast` has it unless it is a group.
 pub(crate) fn link_dst(to: Ipv6Addr, unicast: MacAddr) -> MacAddr {
-    if to.is_multicast() { multicast_mac(to) } else { unicast }
+    if to.is_multicast() {
+        multicast_mac(to)
+    } else {
+        unicast
+    }
 }
 
 /// A message of neighbour discovery in its frame.
@@ -124,9 +150,17 @@ pub(crate) fn frame(
     dst: Ipv6Addr,
     message: &[u8],
 ) -> Vec<u8> {
-    let ip = Ipv6Repr { hop_limit: 255, ..Ipv6Repr::new(src, dst, protocol::ICMPV6) };
-    EthernetRepr { dst: eth_dst, src: eth_src, vlan: None, ethertype: ethertype::IPV6 }
-        .emit(&ip.emit(message))
+    let ip = Ipv6Repr {
+        hop_limit: 255,
+        ..Ipv6Repr::new(src, dst, protocol::ICMPV6)
+    };
+    EthernetRepr {
+        dst: eth_dst,
+        src: eth_src,
+        vlan: None,
+        ethertype: ethertype::IPV6,
+    }
+    .emit(&ip.emit(message))
 }
 
 /// Multicast listener discovery (RFC 3810): heard, and not needed, as multicast is flooded.

@@ -26,7 +26,11 @@ pub(crate) fn unsolicited(guest: &Guest) -> Vec<u8> {
 pub(crate) fn advertisement(guest: &Guest, to: Ipv6Addr) -> Vec<u8> {
     let network = &guest.domain.network;
     let prefixes = network.subnets.iter().filter_map(|subnet| {
-        let own = guest.station.addresses.iter().any(|ip| subnet.prefix.contains(ip));
+        let own = guest
+            .station
+            .addresses
+            .iter()
+            .any(|ip| subnet.prefix.contains(ip));
         match subnet.prefix.network() {
             IpAddr::V6(prefix) if own || subnet.slaac => Some(AdvertisedPrefix {
                 prefix,

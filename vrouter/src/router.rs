@@ -28,7 +28,9 @@ impl VRouter {
     /// What contradicts itself in the topology; see [`TopologyError`].
     pub fn new(topology: Topology) -> Result<VRouter, TopologyError> {
         validate(&topology)?;
-        Ok(VRouter { tables: Tables::new(topology) })
+        Ok(VRouter {
+            tables: Tables::new(topology),
+        })
     }
 
     /// The topology's epoch.
@@ -55,7 +57,10 @@ impl VRouter {
         let mut trace = Trace::on();
         let verdict = self.decide(Input { parsed, packet }, &mut trace);
         trace.note(|| conclusion(&verdict));
-        Explanation { steps: trace.into_steps(), verdict }
+        Explanation {
+            steps: trace.into_steps(),
+            verdict,
+        }
     }
 
     /// The executor stopped with a punt: the ICMP error that the sender is due, if any.
@@ -104,7 +109,7 @@ impl VRouter {
 
     /// What has to be resolved in the underlay: tunnel endpoints on the link, or the gateway.
     pub fn underlay_next_hops(&self) -> Vec<IpAddr> {
-        self.tables.next_hops()
+        self.tables.next_hops().to_vec()
     }
 
     /// An unsolicited router advertisement for each port whose network has IPv6, to be sent now
@@ -113,7 +118,10 @@ impl VRouter {
         self.tables
             .guests()
             .filter(|guest| guest.domain.has_v6())
-            .map(|guest| Answer { port: guest.port.id, packet: ra::unsolicited(&guest) })
+            .map(|guest| Answer {
+                port: guest.port.id,
+                packet: ra::unsolicited(&guest),
+            })
             .collect()
     }
 
@@ -139,14 +147,17 @@ impl VRouter {
         });
         if key.eth_src != guest.port.mac {
             trace.note(|| {
-                format!("Its source MAC is {}, but the port's is {}.", key.eth_src, guest.port.mac)
+                format!(
+                    "Its source MAC is {}, but the port's is {}.",
+                    key.eth_src, guest.port.mac
+                )
             });
             return drop_flow(key, DropReason::SpoofedMac);
         }
         if guest.domain.is_plain() {
             trace.note(|| "The network has no subnets: it is a plain Ethernet.".into());
             return match spoof::plain(&guest, input) {
-                Ok(()) => forward::forward(&self.tables, &guest, input, trace),
+                Ok(()) => plain(key, forward::forward(&self.tables, &guest, input, trace)),
                 Err(reason) => Verdict::Drop(reason),
             };
         }
@@ -230,7 +241,21 @@ pub(crate) fn is_server_message(key: &FlowKey, server: u16, client: u16) -> bool
 
 /// A flow that drops: for reasons that follow from the key alone.
 pub(crate) fn drop_flow(key: &FlowKey, reason: DropReason) -> Verdict {
-    Verdict::Flow { key: *key, actions: vec![Action::Drop(reason)] }
+    Verdict::Flow {
+        key: *key,
+        actions: vec![Action::Drop(reason)],
+    }
+}
+
+/// On a plain Ethernet every ARP message is looked at: its sender's MAC is not in the key.
+fn plain(key: &FlowKey, verdict: Verdict) -> Verdict {
+    match verdict {
+        Verdict::Flow { actions, .. } if key.ethertype == ethertype::ARP => match actions[..] {
+            [Action::Drop(reason)] => Verdict::Drop(reason),
+            _ => Verdict::Once { actions },
+        },
+        other => other,
+    }
 }
 
 fn conclusion(verdict: &Verdict) -> String {
@@ -242,7 +267,9 @@ fn conclusion(verdict: &Verdict) -> String {
         Verdict::Answer(answers) => {
             let (count, length) = (answers.len(), answers[0].packet.len());
             let port = answers[0].port;
-            format!("The router answers with {count} packet(s), the first of {length} bytes to {port}.")
+            format!(
+                "The router answers with {count} packet(s), the first of {length} bytes to {port}."
+            )
         }
         Verdict::Learned { ip, mac } => format!("The underlay's {ip} is at {mac}."),
         Verdict::Drop(reason) => format!("It is dropped: {reason}."),

@@ -22,8 +22,16 @@ pub(crate) fn ip(guest: &Guest, input: Input, trace: &mut Trace) -> Result<(), D
         return Ok(());
     }
     trace.note(|| {
-        let own: Vec<String> = guest.station.addresses.iter().map(IpAddr::to_string).collect();
-        format!("Source address {src} is none of the port's: {}.", own.join(", "))
+        let own: Vec<String> = guest
+            .station
+            .addresses
+            .iter()
+            .map(IpAddr::to_string)
+            .collect();
+        format!(
+            "Source address {src} is none of the port's: {}.",
+            own.join(", ")
+        )
     });
     Err(DropReason::SpoofedIp)
 }
@@ -41,5 +49,9 @@ pub(crate) fn plain(guest: &Guest, input: Input) -> Result<(), DropReason> {
         return Ok(());
     }
     let arp = ArpPacket::new_checked(input.network_layer())?;
-    if arp.sender_mac() == guest.port.mac { Ok(()) } else { Err(DropReason::SpoofedNeighbour) }
+    if arp.sender_mac() == guest.port.mac {
+        Ok(())
+    } else {
+        Err(DropReason::SpoofedNeighbour)
+    }
 }

@@ -67,12 +67,19 @@ impl Domain {
             locals: Vec::new(),
             vteps: Vec::new(),
         };
-        for Port { id, mac, addresses, .. } in in_network(&topology.ports, |p| p.network, network) {
+        for Port {
+            id, mac, addresses, ..
+        } in in_network(&topology.ports, |p| p.network, network)
+        {
             domain.add(Place::Local(*id), *mac, addresses);
             domain.locals.push(*id);
         }
-        for Peer { vtep, mac, addresses, .. } in
-            in_network(&topology.peers, |p| p.network, network)
+        for Peer {
+            vtep,
+            mac,
+            addresses,
+            ..
+        } in in_network(&topology.peers, |p| p.network, network)
         {
             domain.add(Place::Remote(*vtep), *mac, addresses);
             domain.vteps.push(*vtep);
@@ -80,18 +87,30 @@ impl Domain {
         domain.locals.sort_unstable();
         domain.vteps.sort_unstable();
         domain.vteps.dedup();
-        domain.routes.extend(network.subnets.iter().map(|s| (s.prefix.trunc(), NextHop::OnLink)));
         domain.routes.extend(
-            network.routes.iter().map(|r| (r.destination.trunc(), NextHop::Via(r.next_hop))),
+            network
+                .subnets
+                .iter()
+                .map(|s| (s.prefix.trunc(), NextHop::OnLink)),
         );
-        domain.routes.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.prefix_len()));
+        domain.routes.extend(
+            network
+                .routes
+                .iter()
+                .map(|r| (r.destination.trunc(), NextHop::Via(r.next_hop))),
+        );
+        domain
+            .routes
+            .sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.prefix_len()));
         if !domain.is_plain() {
             domain.gateways.insert(domain.link_local().into());
             domain.derive_addresses();
         }
         for route in &network.routes {
             if let Some(index) = domain.by_address.get(&route.next_hop) {
-                domain.stations[*index].routed.push(route.destination.trunc());
+                domain.stations[*index]
+                    .routed
+                    .push(route.destination.trunc());
             }
         }
         domain
@@ -104,7 +123,12 @@ impl Domain {
             self.by_address.insert(*ip, index);
         });
         let addresses = addresses.to_vec();
-        self.stations.push(Station { place, mac, addresses, routed: Vec::new() });
+        self.stations.push(Station {
+            place,
+            mac,
+            addresses,
+            routed: Vec::new(),
+        });
     }
 
     /// Gives each station the addresses that follow from its MAC, where nobody was given them.
@@ -166,7 +190,10 @@ impl Domain {
 
     /// The longest prefix that holds the address.
     pub(crate) fn route(&self, ip: IpAddr) -> Option<(IpNet, NextHop)> {
-        self.routes.iter().find(|(prefix, _)| prefix.contains(&ip)).copied()
+        self.routes
+            .iter()
+            .find(|(prefix, _)| prefix.contains(&ip))
+            .copied()
     }
 
     /// True where a static route leads to the station that sends, so that others' packets may
@@ -183,7 +210,12 @@ impl Domain {
         if matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local()) {
             return Some(self.link_local().into());
         }
-        let family = || self.network.subnets.iter().filter(|s| s.gateway.is_ipv4() == ip.is_ipv4());
+        let family = || {
+            self.network
+                .subnets
+                .iter()
+                .filter(|s| s.gateway.is_ipv4() == ip.is_ipv4())
+        };
         family()
             .find(|s| s.prefix.contains(&ip))
             .or_else(|| {
@@ -260,37 +292,86 @@ pub(crate) struct Tables {
     by_vni: HashMap<u32, usize>,
     ports: HashMap<PortId, PortEntry>,
     neighbours: HashMap<IpAddr, MacAddr>,
+    /// Every next hop that peers need, each once, in order.
+    next_hops: Vec<IpAddr>,
 }
 
 impl Tables {
     /// Compiles a topology that was validated.
     pub(crate) fn new(topology: Topology) -> Tables {
-        let domains: Vec<Domain> =
-            topology.networks.iter().map(|n| Domain::new(n, &topology)).collect();
-        let by_vni = domains.iter().enumerate().map(|(i, d)| (d.network.vni, i)).collect();
-        let by_id: HashMap<_, _> =
-            domains.iter().enumerate().map(|(i, d)| (d.network.id, i)).collect();
-        let ports = topology.ports.iter().enumerate().filter_map(|(index, port)| {
-            let domain = *by_id.get(&port.network)?;
-            let station = *domains[domain].by_mac.get(&port.mac)?;
-            Some((port.id, PortEntry { port: index, domain, station }))
-        });
+        let domains: Vec<Domain> = topology
+            .networks
+            .iter()
+            .map(|n| Domain::new(n, &topology))
+            .collect();
+        let by_vni = domains
+            .iter()
+            .enumerate()
+            .map(|(i, d)| (d.network.vni, i))
+            .collect();
+        let by_id: HashMap<_, _> = domains
+            .iter()
+            .enumerate()
+            .map(|(i, d)| (d.network.id, i))
+            .collect();
+        let ports = topology
+            .ports
+            .iter()
+            .enumerate()
+            .filter_map(|(index, port)| {
+                let domain = *by_id.get(&port.network)?;
+                let station = *domains[domain].by_mac.get(&port.mac)?;
+                Some((
+                    port.id,
+                    PortEntry {
+                        port: index,
+                        domain,
+                        station,
+                    },
+                ))
+            });
         let ports = ports.collect();
-        let neighbours =
-            topology.underlay.iter().flat_map(|u| u.neighbours.iter().copied()).collect();
-        Tables { topology, domains, by_vni, ports, neighbours }
+        let neighbours = topology
+            .underlay
+            .iter()
+            .flat_map(|u| u.neighbours.iter().copied())
+            .collect();
+        let mut tables = Tables {
+            topology,
+            domains,
+            by_vni,
+            ports,
+            neighbours,
+            next_hops: vec![],
+        };
+        let vteps = tables.domains.iter().flat_map(|d| &d.vteps);
+        let mut hops: Vec<IpAddr> = vteps.filter_map(|vtep| tables.next_hop(*vtep)).collect();
+        hops.sort_unstable();
+        hops.dedup();
+        tables.next_hops = hops;
+        tables
     }
 
     pub(crate) fn guest(&self, id: PortId) -> Option<Guest<'_>> {
         let entry = self.ports.get(&id)?;
         let domain = &self.domains[entry.domain];
-        let (port, station) = (&self.topology.ports[entry.port], &domain.stations[entry.station]);
-        Some(Guest { port, domain, station })
+        let (port, station) = (
+            &self.topology.ports[entry.port],
+            &domain.stations[entry.station],
+        );
+        Some(Guest {
+            port,
+            domain,
+            station,
+        })
     }
 
     /// Every port, in the topology's order.
     pub(crate) fn guests(&self) -> impl Iterator<Item = Guest<'_>> {
-        self.topology.ports.iter().filter_map(|port| self.guest(port.id))
+        self.topology
+            .ports
+            .iter()
+            .filter_map(|port| self.guest(port.id))
     }
 
     pub(crate) fn domain_by_vni(&self, vni: u32) -> Option<&Domain> {
@@ -300,8 +381,14 @@ impl Tables {
     /// The underlay's next hop towards a tunnel endpoint.
     pub(crate) fn next_hop(&self, vtep: IpAddr) -> Option<IpAddr> {
         let underlay = self.topology.underlay.as_ref()?;
-        let on_link = IpNet::new(underlay.address, underlay.prefix_len).ok()?.contains(&vtep);
-        if on_link { Some(vtep) } else { underlay.gateway }
+        let on_link = IpNet::new(underlay.address, underlay.prefix_len)
+            .ok()?
+            .contains(&vtep);
+        if on_link {
+            Some(vtep)
+        } else {
+            underlay.gateway
+        }
     }
 
     /// The MAC of the next hop towards a tunnel endpoint, where it is resolved.
@@ -310,17 +397,17 @@ impl Tables {
     }
 
     /// Every next hop that peers need, each once, in order.
-    pub(crate) fn next_hops(&self) -> Vec<IpAddr> {
-        let vteps = self.domains.iter().flat_map(|d| &d.vteps);
-        let mut hops: Vec<IpAddr> = vteps.filter_map(|vtep| self.next_hop(*vtep)).collect();
-        hops.sort_unstable();
-        hops.dedup();
-        hops
+    pub(crate) fn next_hops(&self) -> &[IpAddr] {
+        &self.next_hops
     }
 
     /// The longest IP packet that fits into the tunnel, for a frame without a VLAN tag.
     pub(crate) fn tunnel_mtu(&self) -> Option<u16> {
         let underlay = self.topology.underlay.as_ref()?;
-        Some(underlay.mtu.saturating_sub(tunnel_overhead(underlay.address)))
+        Some(
+            underlay
+                .mtu
+                .saturating_sub(tunnel_overhead(underlay.address)),
+        )
     }
 }

@@ -29,7 +29,12 @@ fn check<'a>(
 ) -> Result<&'a Domain, DropReason> {
     let (from, to) = (key.tunnel.src.to_ip(), key.tunnel.dst.to_ip());
     trace.note(|| format!("The packet came in VXLAN {} from {from}.", key.tunnel.vni));
-    if tables.topology.underlay.as_ref().is_none_or(|underlay| underlay.address != to) {
+    if tables
+        .topology
+        .underlay
+        .as_ref()
+        .is_none_or(|underlay| underlay.address != to)
+    {
         trace.note(|| format!("It is addressed to {to}, which is not this host."));
         return Err(DropReason::NotForUs);
     }
@@ -43,7 +48,9 @@ fn check<'a>(
         return Err(DropReason::UnknownTunnelSource);
     }
     let routed = key.eth_src == domain.network.gateway_mac && !domain.is_plain();
-    let sender = domain.station_by_mac(key.eth_src).map(|station| station.place);
+    let sender = domain
+        .station_by_mac(key.eth_src)
+        .map(|station| station.place);
     if !(sender == Some(Place::Remote(from)) || (routed && !key.eth_dst.is_group())) {
         trace.note(|| format!("Source MAC {} is not of a station there.", key.eth_src));
         return Err(DropReason::SpoofedMac);
@@ -57,7 +64,11 @@ fn check<'a>(
 /// In a network with subnets each host answers its own guests, so what configures guests has no
 /// business in the tunnel.
 fn carried(key: &FlowKey, trace: &mut Trace) -> Result<(), DropReason> {
-    if key.vlan != 0 || !matches!(key.ethertype, ethertype::ARP | ethertype::IPV4 | ethertype::IPV6)
+    if key.vlan != 0
+        || !matches!(
+            key.ethertype,
+            ethertype::ARP | ethertype::IPV4 | ethertype::IPV6
+        )
     {
         trace.note(|| "A network with subnets carries untagged IP only.".into());
         return Err(DropReason::UnsupportedProtocol);
@@ -81,8 +92,9 @@ fn deliver(domain: &Domain, key: &FlowKey, trace: &mut Trace) -> Verdict {
     if key.eth_dst.is_group() {
         trace.note(|| format!("A group address: to {} ports here.", domain.locals.len()));
         actions.extend(outputs(domain, None));
-    } else if let Some(Place::Local(port)) =
-        domain.station_by_mac(key.eth_dst).map(|station| station.place)
+    } else if let Some(Place::Local(port)) = domain
+        .station_by_mac(key.eth_dst)
+        .map(|station| station.place)
     {
         trace.note(|| format!("Destination MAC {} is behind {port}.", key.eth_dst));
         actions.push(Action::Output(port));

@@ -1,12 +1,12 @@
 //! The network between the hosts: finding the next hops' MAC addresses, and answering for ours.
 
+use crate::arp;
 use crate::explain::Trace;
 use crate::input::Input;
 use crate::nd;
 use crate::tables::{Tables, link_local};
 use crate::topology::Underlay;
 use crate::verdict::Verdict;
-use crate::arp;
 use flow::wire::arp::{REPLY, REQUEST};
 use flow::wire::icmp::v6;
 use flow::wire::nd::{
@@ -43,7 +43,11 @@ pub fn underlay_arp_request(underlay: &Underlay, target: IpAddr) -> Vec<u8> {
                 IpAddr::V4(_) => link_local(underlay.mac),
             };
             let dst = solicited_node(target);
-            let message = NdRepr::Solicit { target, link: Some(underlay.mac) }.emit(src, dst);
+            let message = NdRepr::Solicit {
+                target,
+                link: Some(underlay.mac),
+            }
+            .emit(src, dst);
             nd::frame(multicast_mac(dst), underlay.mac, src, dst, &message)
         }
     }
@@ -94,7 +98,9 @@ fn arp_message(
     if arp.operation() == REPLY || arp.sender_ip() == arp.target_ip() {
         return learned(tables, arp.sender_ip().into(), arp.sender_mac(), trace);
     }
-    let IpAddr::V4(own) = underlay.address else { return None };
+    let IpAddr::V4(own) = underlay.address else {
+        return None;
+    };
     if arp.operation() != REQUEST || !underlay.answer_arp || arp.target_ip() != own {
         return None;
     }
@@ -116,14 +122,20 @@ fn nd_message(
     input: Input,
     trace: &mut Trace,
 ) -> Option<Verdict> {
-    let (IpAddr::V6(src), IpAddr::V6(dst)) = (input.src(), input.dst()) else { return None };
+    let (IpAddr::V6(src), IpAddr::V6(dst)) = (input.src(), input.dst()) else {
+        return None;
+    };
     let bytes = input.transport().ok()?;
     let valid = input.network_layer().get(7) == Some(&255)
-        && IcmpPacket::new_checked(bytes).ok()?.checksum_ok_v6(src, dst);
+        && IcmpPacket::new_checked(bytes)
+            .ok()?
+            .checksum_ok_v6(src, dst);
     let message = NdMessage::new_checked(bytes).ok().filter(|_| valid)?;
     let target = message.target()?;
     if message.kind() == v6::NEIGHBOUR_ADVERT {
-        let mac = message.link_address(TARGET_LINK_ADDRESS).unwrap_or(input.key().eth_src);
+        let mac = message
+            .link_address(TARGET_LINK_ADDRESS)
+            .unwrap_or(input.key().eth_src);
         return learned(tables, target.into(), mac, trace);
     }
     if IpAddr::V6(target) != underlay.address || !underlay.answer_arp {
@@ -132,12 +144,23 @@ fn nd_message(
     trace.note(|| format!("It solicits {target}, this host's address."));
     let (to, solicited) = answer_to(src);
     let flags = solicited | OVERRIDE;
-    let reply = NdRepr::Advert { target, link: underlay.mac, flags }.emit(target, to);
-    let asker = message.link_address(SOURCE_LINK_ADDRESS).unwrap_or(input.key().eth_src);
+    let reply = NdRepr::Advert {
+        target,
+        link: underlay.mac,
+        flags,
+    }
+    .emit(target, to);
+    let asker = message
+        .link_address(SOURCE_LINK_ADDRESS)
+        .unwrap_or(input.key().eth_src);
     let packet = nd::frame(nd::link_dst(to, asker), underlay.mac, target, to, &reply);
     Some(Verdict::answer(PortId::UPLINK, packet))
 }
 
 fn answer_to(src: Ipv6Addr) -> (Ipv6Addr, u8) {
-    if src.is_unspecified() { (nd::ALL_NODES, 0) } else { (src, SOLICITED) }
+    if src.is_unspecified() {
+        (nd::ALL_NODES, 0)
+    } else {
+        (src, SOLICITED)
+    }
 }

@@ -119,7 +119,9 @@ pub enum TopologyError {
         address: IpAddr,
     },
     /// An address outside all subnets, or one that no host can have.
-    #[error("{owner} has address {address}, which is no host's address in any subnet of network \"{network}\"")]
+    #[error(
+        "{owner} has address {address}, which is no host's address in any subnet of network \"{network}\""
+    )]
     AddressOutside {
         /// Who has it.
         owner: String,
@@ -143,7 +145,9 @@ pub enum TopologyError {
         name: String,
     },
     /// A port or peer of a network that is not in the topology.
-    #[error("{owner} is in {network}, which the topology does not have; add the network or remove it")]
+    #[error(
+        "{owner} is in {network}, which the topology does not have; add the network or remove it"
+    )]
     UnknownNetwork {
         /// Who refers to it.
         owner: String,
@@ -217,7 +221,10 @@ struct Claims {
 impl Claims {
     fn mac(&mut self, network: &Network, owner: &str, mac: MacAddr) -> Result<(), TopologyError> {
         if !mac.is_station() {
-            return Err(TopologyError::MacKind { owner: owner.into(), mac });
+            return Err(TopologyError::MacKind {
+                owner: owner.into(),
+                mac,
+            });
         }
         match self.macs.insert(mac, owner.into()) {
             None => Ok(()),
@@ -277,70 +284,102 @@ pub(crate) fn validate(topology: &Topology) -> Result<(), TopologyError> {
     let mut ids = HashSet::new();
     for port in &topology.ports {
         if port.id == PortId::UPLINK {
-            return Err(TopologyError::PortIsUplink { name: port.name.clone() });
+            return Err(TopologyError::PortIsUplink {
+                name: port.name.clone(),
+            });
         }
         if !ids.insert(port.id) {
-            return Err(TopologyError::DuplicatePort { name: port.name.clone(), id: port.id });
+            return Err(TopologyError::DuplicatePort {
+                name: port.name.clone(),
+                id: port.id,
+            });
         }
         let owner = format!("Port \"{}\"", port.name);
-        let (network, own) = claims.get_mut(&port.network).ok_or_else(|| {
-            TopologyError::UnknownNetwork { owner: owner.clone(), network: port.network }
-        })?;
+        let (network, own) =
+            claims
+                .get_mut(&port.network)
+                .ok_or_else(|| TopologyError::UnknownNetwork {
+                    owner: owner.clone(),
+                    network: port.network,
+                })?;
         own.mac(network, &owner, port.mac)?;
-        port.addresses.iter().try_for_each(|ip| own.address(network, &owner, *ip))?;
+        port.addresses
+            .iter()
+            .try_for_each(|ip| own.address(network, &owner, *ip))?;
     }
     for peer in &topology.peers {
         let owner = format!("Peer {}", peer.mac);
-        let (network, own) = claims.get_mut(&peer.network).ok_or_else(|| {
-            TopologyError::UnknownNetwork { owner: owner.clone(), network: peer.network }
-        })?;
+        let (network, own) =
+            claims
+                .get_mut(&peer.network)
+                .ok_or_else(|| TopologyError::UnknownNetwork {
+                    owner: owner.clone(),
+                    network: peer.network,
+                })?;
         check_vtep(topology.underlay.as_ref(), &owner, peer.vtep)?;
         own.mac(network, &owner, peer.mac)?;
-        peer.addresses.iter().try_for_each(|ip| own.address(network, &owner, *ip))?;
+        peer.addresses
+            .iter()
+            .try_for_each(|ip| own.address(network, &owner, *ip))?;
     }
     Ok(())
 }
 
 fn has_v6(network: &Network) -> bool {
-    network.subnets.iter().any(|s| matches!(s.prefix, IpNet::V6(_)))
+    network
+        .subnets
+        .iter()
+        .any(|s| matches!(s.prefix, IpNet::V6(_)))
 }
 
 fn check_underlay(underlay: &Underlay, any_v6: bool) -> Result<(), TopologyError> {
     let fail = |problem: String| {
-        Err(TopologyError::Underlay { address: underlay.address, problem })
+        Err(TopologyError::Underlay {
+            address: underlay.address,
+            problem,
+        })
     };
     if !is_host_address(underlay.address) {
         return fail("is no host's address; use the unicast address of the uplink".into());
     }
     if !underlay.mac.is_station() {
         let owner = format!("Underlay address {}", underlay.address);
-        return Err(TopologyError::MacKind { owner, mac: underlay.mac });
+        return Err(TopologyError::MacKind {
+            owner,
+            mac: underlay.mac,
+        });
     }
     let Ok(prefix) = IpNet::new(underlay.address, underlay.prefix_len) else {
         let length = underlay.prefix_len;
-        return fail(format!("has a prefix of length {length}, which its family does not have"));
+        return fail(format!(
+            "has a prefix of length {length}, which its family does not have"
+        ));
     };
     if let Some(gateway) = underlay.gateway
         && (!prefix.contains(&gateway) || gateway == underlay.address)
     {
         let net = prefix.trunc();
-        return fail(format!("has gateway {gateway}; use another host's address in {net}"));
+        return fail(format!(
+            "has gateway {gateway}; use another host's address in {net}"
+        ));
     }
     let least = tunnel_overhead(underlay.address) + if any_v6 { MTU_MIN_V6 } else { MTU_MIN };
     if underlay.mtu < least {
         let mtu = underlay.mtu;
-        return fail(format!("has MTU {mtu}, too short for VXLAN; raise it to {least} or more"));
+        return fail(format!(
+            "has MTU {mtu}, too short for VXLAN; raise it to {least} or more"
+        ));
     }
     Ok(())
 }
 
-fn check_vtep(
-    underlay: Option<&Underlay>,
-    owner: &str,
-    vtep: IpAddr,
-) -> Result<(), TopologyError> {
+fn check_vtep(underlay: Option<&Underlay>, owner: &str, vtep: IpAddr) -> Result<(), TopologyError> {
     let fail = |problem: &str| {
-        Err(TopologyError::Vtep { owner: owner.into(), vtep, problem: problem.into() })
+        Err(TopologyError::Vtep {
+            owner: owner.into(),
+            vtep,
+            problem: problem.into(),
+        })
     };
     if !is_host_address(vtep) {
         return fail("use the unicast address of its host");
@@ -357,13 +396,24 @@ fn check_vtep(
 fn check_network(network: &Network, claims: &mut Claims) -> Result<(), TopologyError> {
     let name = || network.name.clone();
     if network.vni == 0 || network.vni >> 24 != 0 {
-        return Err(TopologyError::VniRange { network: name(), vni: network.vni });
+        return Err(TopologyError::VniRange {
+            network: name(),
+            vni: network.vni,
+        });
     }
     let min = if has_v6(network) { MTU_MIN_V6 } else { MTU_MIN };
     if !(min..=MTU_MAX).contains(&network.mtu) {
-        return Err(TopologyError::MtuRange { network: name(), mtu: network.mtu, min });
+        return Err(TopologyError::MtuRange {
+            network: name(),
+            mtu: network.mtu,
+            min,
+        });
     }
-    claims.mac(network, &format!("Gateway of network \"{}\"", network.name), network.gateway_mac)?;
+    claims.mac(
+        network,
+        &format!("Gateway of network \"{}\"", network.name),
+        network.gateway_mac,
+    )?;
     for (index, subnet) in network.subnets.iter().enumerate() {
         check_subnet(network, subnet, &network.subnets[..index])?;
         let owner = format!("Gateway of subnet {}", subnet.prefix.trunc());
@@ -371,7 +421,10 @@ fn check_network(network: &Network, claims: &mut Claims) -> Result<(), TopologyE
     }
     for address in &network.dns {
         if !is_host_address(*address) {
-            return Err(TopologyError::Dns { network: name(), address: *address });
+            return Err(TopologyError::Dns {
+                network: name(),
+                address: *address,
+            });
         }
     }
     check_routes(network)
@@ -384,7 +437,11 @@ fn check_subnet(
 ) -> Result<(), TopologyError> {
     let prefix = subnet.prefix.trunc();
     let fail = |problem: String| {
-        Err(TopologyError::Subnet { network: network.name.clone(), prefix, problem })
+        Err(TopologyError::Subnet {
+            network: network.name.clone(),
+            prefix,
+            problem,
+        })
     };
     if prefix.prefix_len() == 0
         || !(is_host_address(prefix.network()) && is_host_address(last_address(&prefix)))
@@ -393,7 +450,9 @@ fn check_subnet(
     }
     if !usable_in(&prefix, subnet.gateway) {
         let gateway = subnet.gateway;
-        return fail(format!("has gateway {gateway}; use a host's address inside it"));
+        return fail(format!(
+            "has gateway {gateway}; use a host's address inside it"
+        ));
     }
     if subnet.slaac && (prefix.prefix_len() != 64 || subnet.gateway.is_ipv4()) {
         return fail("has slaac, which needs an IPv6 prefix of length 64".into());
@@ -404,7 +463,9 @@ fn check_subnet(
     match before.iter().find(overlap) {
         Some(other) => {
             let other = other.prefix.trunc();
-            fail(format!("overlaps subnet {other}; subnets of one network must not overlap"))
+            fail(format!(
+                "overlaps subnet {other}; subnets of one network must not overlap"
+            ))
         }
         None => Ok(()),
     }
@@ -422,19 +483,37 @@ fn check_routes(network: &Network) -> Result<(), TopologyError> {
     for route in &network.routes {
         let destination = route.destination.trunc();
         let fail = |problem: String| {
-            Err(TopologyError::Route { network: network.name.clone(), destination, problem })
+            Err(TopologyError::Route {
+                network: network.name.clone(),
+                destination,
+                problem,
+            })
         };
         let next_hop = route.next_hop;
         if destination.addr().is_ipv4() != next_hop.is_ipv4() {
-            return fail(format!("has next hop {next_hop} of the other address family"));
+            return fail(format!(
+                "has next hop {next_hop} of the other address family"
+            ));
         }
-        if !network.subnets.iter().any(|s| usable_in(&s.prefix, next_hop)) {
-            return fail(format!("has next hop {next_hop}; use an address inside a subnet"));
+        if !network
+            .subnets
+            .iter()
+            .any(|s| usable_in(&s.prefix, next_hop))
+        {
+            return fail(format!(
+                "has next hop {next_hop}; use an address inside a subnet"
+            ));
         }
         if network.subnets.iter().any(|s| s.gateway == next_hop) {
-            return fail(format!("has next hop {next_hop}, the gateway itself; use a station's"));
+            return fail(format!(
+                "has next hop {next_hop}, the gateway itself; use a station's"
+            ));
         }
-        if network.subnets.iter().any(|s| s.prefix.contains(&destination)) {
+        if network
+            .subnets
+            .iter()
+            .any(|s| s.prefix.contains(&destination))
+        {
             return fail("lies inside a subnet, whose addresses are all on the network".into());
         }
         if !seen.insert(destination) {

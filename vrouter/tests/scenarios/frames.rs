@@ -7,7 +7,13 @@ use flow::wire::*;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 pub fn ethernet(dst: MacAddr, src: MacAddr, ethertype: u16, payload: &[u8]) -> Vec<u8> {
-    EthernetRepr { dst, src, vlan: None, ethertype }.emit(payload)
+    EthernetRepr {
+        dst,
+        src,
+        vlan: None,
+        ethertype,
+    }
+    .emit(payload)
 }
 
 /// An IP packet in its frame, of the family of the addresses.
@@ -21,11 +27,19 @@ pub fn ip_frame(
 ) -> Vec<u8> {
     match (src, dst) {
         (IpAddr::V4(src), IpAddr::V4(dst)) => {
-            let ip = Ipv4Repr { ttl, ..Ipv4Repr::new(src, dst, protocol) }.emit(payload);
+            let ip = Ipv4Repr {
+                ttl,
+                ..Ipv4Repr::new(src, dst, protocol)
+            }
+            .emit(payload);
             ethernet(dst_mac, src_mac, ethertype::IPV4, &ip)
         }
         (IpAddr::V6(src), IpAddr::V6(dst)) => {
-            let ip = Ipv6Repr { hop_limit: ttl, ..Ipv6Repr::new(src, dst, protocol) }.emit(payload);
+            let ip = Ipv6Repr {
+                hop_limit: ttl,
+                ..Ipv6Repr::new(src, dst, protocol)
+            }
+            .emit(payload);
             ethernet(dst_mac, src_mac, ethertype::IPV6, &ip)
         }
         _ => panic!("families differ"),
@@ -50,11 +64,21 @@ pub fn ping_ttl(
     let body = vec![0x61; size];
     let (protocol, message) = match (src, dst) {
         (IpAddr::V6(src), IpAddr::V6(dst)) => {
-            let echo = Icmpv6Repr { src, dst, kind: icmp6::ECHO_REQUEST, code: 0, rest: ECHO };
+            let echo = Icmpv6Repr {
+                src,
+                dst,
+                kind: icmp6::ECHO_REQUEST,
+                code: 0,
+                rest: ECHO,
+            };
             (protocol::ICMPV6, echo.emit(&body))
         }
         _ => {
-            let echo = Icmpv4Repr { kind: icmp4::ECHO_REQUEST, code: 0, rest: ECHO };
+            let echo = Icmpv4Repr {
+                kind: icmp4::ECHO_REQUEST,
+                code: 0,
+                rest: ECHO,
+            };
             (protocol::ICMP, echo.emit(&body))
         }
     };
@@ -68,7 +92,13 @@ pub fn udp(
     (dst, dst_port): (IpAddr, u16),
     payload: &[u8],
 ) -> Vec<u8> {
-    let datagram = UdpRepr { src, dst, src_port, dst_port }.emit(payload);
+    let datagram = UdpRepr {
+        src,
+        dst,
+        src_port,
+        dst_port,
+    }
+    .emit(payload);
     ip_frame(dst_mac, src_mac, (src, dst), protocol::UDP, 64, &datagram)
 }
 
@@ -80,19 +110,39 @@ pub fn arp(guest: &Guest, operation: u16, sender: Ipv4Addr, target: Ipv4Addr) ->
         target_mac: MacAddr::ZERO,
         target_ip: target,
     };
-    ethernet(MacAddr::BROADCAST, guest.mac, ethertype::ARP, &message.emit())
+    ethernet(
+        MacAddr::BROADCAST,
+        guest.mac,
+        ethertype::ARP,
+        &message.emit(),
+    )
 }
 
 /// A message of neighbour discovery from a guest.
 pub fn nd(guest: &Guest, src: Ipv6Addr, dst: Ipv6Addr, message: &[u8]) -> Vec<u8> {
-    let dst_mac = if dst.is_multicast() { nd::multicast_mac(dst) } else { mac(99) };
-    ip_frame(dst_mac, guest.mac, (src.into(), dst.into()), protocol::ICMPV6, 255, message)
+    let dst_mac = if dst.is_multicast() {
+        nd::multicast_mac(dst)
+    } else {
+        mac(99)
+    };
+    ip_frame(
+        dst_mac,
+        guest.mac,
+        (src.into(), dst.into()),
+        protocol::ICMPV6,
+        255,
+        message,
+    )
 }
 
 /// A neighbour solicitation as a guest sends it to resolve.
 pub fn solicit(guest: &Guest, src: Ipv6Addr, target: Ipv6Addr) -> Vec<u8> {
     let dst = nd::solicited_node(target);
-    let message = NdRepr::Solicit { target, link: Some(guest.mac) }.emit(src, dst);
+    let message = NdRepr::Solicit {
+        target,
+        link: Some(guest.mac),
+    }
+    .emit(src, dst);
     nd(guest, src, dst, &message)
 }
 
@@ -100,7 +150,12 @@ pub fn solicit(guest: &Guest, src: Ipv6Addr, target: Ipv6Addr) -> Vec<u8> {
 pub fn dad(guest: &Guest, target: Ipv6Addr) -> Vec<u8> {
     let dst = nd::solicited_node(target);
     let src = Ipv6Addr::UNSPECIFIED;
-    nd(guest, src, dst, &NdRepr::Solicit { target, link: None }.emit(src, dst))
+    nd(
+        guest,
+        src,
+        dst,
+        &NdRepr::Solicit { target, link: None }.emit(src, dst),
+    )
 }
 
 /// An IP packet taken apart.
@@ -127,23 +182,48 @@ pub fn see(frame: &[u8]) -> Seen {
             assert_eq!(ip.total_len(), eth.payload().len());
             let (src, dst) = (ip.src().into(), ip.dst().into());
             let (protocol, ttl, payload) = (ip.protocol(), ip.ttl(), ip.payload().to_vec());
-            Seen { eth_dst, eth_src, src, dst, protocol, ttl, payload }
+            Seen {
+                eth_dst,
+                eth_src,
+                src,
+                dst,
+                protocol,
+                ttl,
+                payload,
+            }
         }
         ethertype::IPV6 => {
             let ip = Ipv6Packet::new_checked(eth.payload()).unwrap();
             assert_eq!(ip.total_len(), eth.payload().len());
             let (src, dst) = (ip.src().into(), ip.dst().into());
-            let (protocol, ttl, payload) = (ip.next_header(), ip.hop_limit(), ip.payload().to_vec());
-            Seen { eth_dst, eth_src, src, dst, protocol, ttl, payload }
+            let (protocol, ttl, payload) =
+                (ip.next_header(), ip.hop_limit(), ip.payload().to_vec());
+            Seen {
+                eth_dst,
+                eth_src,
+                src,
+                dst,
+                protocol,
+                ttl,
+                payload,
+            }
         }
         other => panic!("EtherType {other:#06x}"),
     };
     match (seen.protocol, seen.src, seen.dst) {
         (protocol::ICMP, ..) => {
-            assert!(IcmpPacket::new_checked(&seen.payload[..]).unwrap().checksum_ok_v4());
+            assert!(
+                IcmpPacket::new_checked(&seen.payload[..])
+                    .unwrap()
+                    .checksum_ok_v4()
+            );
         }
         (protocol::ICMPV6, IpAddr::V6(src), IpAddr::V6(dst)) => {
-            assert!(IcmpPacket::new_checked(&seen.payload[..]).unwrap().checksum_ok_v6(src, dst));
+            assert!(
+                IcmpPacket::new_checked(&seen.payload[..])
+                    .unwrap()
+                    .checksum_ok_v6(src, dst)
+            );
         }
         (protocol::UDP, src, dst) => {
             let udp = UdpDatagram::new_checked(&seen.payload[..]).unwrap();

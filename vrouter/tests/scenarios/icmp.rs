@@ -15,7 +15,11 @@ fn addresses(guest: &Guest) -> [IpAddr; 2] {
 fn the_gateway_answers_echo_on_all_its_addresses() {
     let (world, guests) = (world(), guests());
     let a = guests[A];
-    let link_local = Guest { mac: GATEWAY_MAC, ..a }.link_local();
+    let link_local = Guest {
+        mac: GATEWAY_MAC,
+        ..a
+    }
+    .link_local();
     let pairs: [(IpAddr, IpAddr); 6] = [
         (a.v4.into(), ip("10.0.0.1")),
         (a.v4.into(), ip("10.0.1.1")),
@@ -30,8 +34,15 @@ fn the_gateway_answers_echo_on_all_its_addresses() {
             let asked = see(&request);
             let seen = see(&world.send(&a, request).answer_to(&a));
             assert_eq!((seen.src, seen.dst), (dst, src));
-            assert_eq!((seen.eth_src, seen.eth_dst, seen.ttl), (GATEWAY_MAC, a.mac, 64));
-            let kind = if src.is_ipv4() { icmp4::ECHO_REPLY } else { icmp6::ECHO_REPLY };
+            assert_eq!(
+                (seen.eth_src, seen.eth_dst, seen.ttl),
+                (GATEWAY_MAC, a.mac, 64)
+            );
+            let kind = if src.is_ipv4() {
+                icmp4::ECHO_REPLY
+            } else {
+                icmp6::ECHO_REPLY
+            };
             assert_eq!(seen.payload[..2], [kind, 0]);
             assert_eq!(seen.payload[4..], asked.payload[4..]);
         }
@@ -42,15 +53,26 @@ fn the_gateway_answers_echo_on_all_its_addresses() {
 fn what_else_is_sent_to_the_gateway_is_unreachable_or_unsupported() {
     let (world, guests) = (world(), guests());
     let a = guests[A];
-    for (src, dst) in addresses(&a).into_iter().zip([ip("10.0.0.1"), ip("fd00:b::1")]) {
-        let frame = udp(GATEWAY_MAC, a.mac, (src, 40000), (dst, 33434), b"traceroute");
+    for (src, dst) in addresses(&a)
+        .into_iter()
+        .zip([ip("10.0.0.1"), ip("fd00:b::1")])
+    {
+        let frame = udp(
+            GATEWAY_MAC,
+            a.mac,
+            (src, 40000),
+            (dst, 33434),
+            b"traceroute",
+        );
         let seen = see(&world.send(&a, frame.clone()).answer_to(&a));
         let expected = if src.is_ipv4() { [3, 3] } else { [1, 4] };
         assert_eq!(seen.payload[..2], expected);
         assert_eq!(seen.payload[8..], frame[14..]);
         let segment = [vec![0; 12], vec![0x50, 2], vec![0; 6]].concat();
         let tcp = ip_frame(GATEWAY_MAC, a.mac, (src, dst), protocol::TCP, 64, &segment);
-        world.send(&a, tcp).only_dropped(0, DropReason::UnsupportedProtocol);
+        world
+            .send(&a, tcp)
+            .only_dropped(0, DropReason::UnsupportedProtocol);
     }
 }
 
@@ -59,7 +81,11 @@ fn a_packet_whose_hops_run_out_gets_time_exceeded_from_its_gateway() {
     let (world, guests) = (world(), guests());
     for (from, to) in [(guests[A], guests[B]), (guests[C], guests[B])] {
         for (src, dst) in addresses(&from).into_iter().zip(addresses(&to)) {
-            let gateway = if src.is_ipv4() { ip("10.0.0.1") } else { ip("fd00:b::1") };
+            let gateway = if src.is_ipv4() {
+                ip("10.0.0.1")
+            } else {
+                ip("fd00:b::1")
+            };
             for ttl in [0, 1] {
                 let frame = ping_ttl(GATEWAY_MAC, from.mac, src, dst, 56, ttl);
                 let seen = see(&world.send(&from, frame.clone()).answer_to(&from));
@@ -87,7 +113,9 @@ fn a_packet_up_to_the_mtu_goes_and_a_longer_one_is_told_the_mtu() {
     let (small, guests) = (1500 - 80, guests());
     let (a, b, c) = (guests[A], guests[B], guests[C]);
     // With an underlay of 1420 bytes the tunnel takes 1370: less than the network's 1450.
-    let narrow = plan().change(|t| t.underlay.as_mut().unwrap().mtu = small).build();
+    let narrow = plan()
+        .change(|t| t.underlay.as_mut().unwrap().mtu = small)
+        .build();
     let wide = world();
     let cases = [
         (&wide, b, GATEWAY_MAC, BLUE_MTU),
@@ -131,8 +159,14 @@ fn an_ipv6_underlay_takes_seventy_bytes() {
         let underlay = topology.underlay.as_mut().unwrap();
         underlay.address = v6_of(underlay.address);
         underlay.prefix_len = 64;
-        underlay.neighbours.iter_mut().for_each(|(ip, _)| *ip = v6_of(*ip));
-        topology.peers.iter_mut().for_each(|peer| peer.vtep = v6_of(peer.vtep));
+        underlay
+            .neighbours
+            .iter_mut()
+            .for_each(|(ip, _)| *ip = v6_of(*ip));
+        topology
+            .peers
+            .iter_mut()
+            .for_each(|peer| peer.vtep = v6_of(peer.vtep));
     });
     let (world, guests) = (plan.build(), guests());
     let (a, c) = (guests[A], guests[C]);
@@ -140,7 +174,9 @@ fn an_ipv6_underlay_takes_seventy_bytes() {
     let happened = world.send(&a, ping_of(1430, c.mac, &a, src, dst));
     happened.delivery_to(&c);
     assert_eq!(happened.wire[0].len(), 14 + 1500);
-    let seen = see(&world.send(&a, ping_of(1431, c.mac, &a, src, dst)).answer_to(&a));
+    let seen = see(&world
+        .send(&a, ping_of(1431, c.mac, &a, src, dst))
+        .answer_to(&a));
     assert_eq!(seen.payload[4..8], [0, 0, 0x05, 0x96]);
 }
 
@@ -152,9 +188,21 @@ fn no_error_is_sent_about_errors_groups_or_later_fragments() {
         ip_frame(GATEWAY_MAC, a.mac, (src, dst), protocol, 1, payload)
     };
     let (src6, dst6) = (a.v6, b.v6);
-    let error4 = Icmpv4Repr { kind: icmp4::UNREACHABLE, code: 1, rest: [0; 4] }.emit(&[0; 28]);
+    let error4 = Icmpv4Repr {
+        kind: icmp4::UNREACHABLE,
+        code: 1,
+        rest: [0; 4],
+    }
+    .emit(&[0; 28]);
     let kind = icmp6::UNREACHABLE;
-    let error6 = Icmpv6Repr { src: src6, dst: dst6, kind, code: 0, rest: [0; 4] }.emit(&[0; 48]);
+    let error6 = Icmpv6Repr {
+        src: src6,
+        dst: dst6,
+        kind,
+        code: 0,
+        rest: [0; 4],
+    }
+    .emit(&[0; 48]);
     let mut later = expired(protocol::UDP, a.v4.into(), b.v4.into(), &[0; 64]);
     later[14 + 6..14 + 8].copy_from_slice(&[0, 8]);
     let sum = {
@@ -171,14 +219,25 @@ fn no_error_is_sent_about_errors_groups_or_later_fragments() {
         later6,
     ];
     for frame in cases {
-        world.send(&a, frame).only_dropped(0, DropReason::TtlExceeded);
+        world
+            .send(&a, frame)
+            .only_dropped(0, DropReason::TtlExceeded);
     }
-    let group = [(MacAddr::BROADCAST, "255.255.255.255"), (MacAddr([1, 0, 94, 0, 0, 5]), "224.0.0.5")];
+    let group = [
+        (MacAddr::BROADCAST, "255.255.255.255"),
+        (MacAddr([1, 0, 94, 0, 0, 5]), "224.0.0.5"),
+    ];
     for (dst_mac, dst) in group {
         let long = ping_of(1451, dst_mac, &a, a.v4.into(), ip(dst));
         world.send(&a, long).only_dropped(0, DropReason::TooBig);
     }
-    let long6 = ping_of(1451, MacAddr([0x33, 0x33, 0, 0, 0, 5]), &a, src6.into(), ip("ff02::5"));
+    let long6 = ping_of(
+        1451,
+        MacAddr([0x33, 0x33, 0, 0, 0, 5]),
+        &a,
+        src6.into(),
+        ip("ff02::5"),
+    );
     world.send(&a, long6).only_dropped(0, DropReason::TooBig);
     // On a plain Ethernet there is no gateway to speak.
     let (p, r) = (guests[P], guests[R]);

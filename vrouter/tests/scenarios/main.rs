@@ -3,6 +3,7 @@
 
 mod dhcp4;
 mod dhcp6;
+mod explain;
 mod frames;
 mod icmp;
 mod neighbours;

@@ -22,7 +22,9 @@ fn arp_is_answered_for_the_gateway_and_for_stations_here_and_there() {
     for (target, owner) in known {
         // From its address, and as a probe: that of another's address has to fail.
         for sender in [a.v4, Ipv4Addr::UNSPECIFIED] {
-            let answer = world.send(&a, arp(&a, REQUEST, sender, target)).answer_to(&a);
+            let answer = world
+                .send(&a, arp(&a, REQUEST, sender, target))
+                .answer_to(&a);
             let eth = EthernetFrame::new_checked(&answer[..]).unwrap();
             assert_eq!((eth.dst(), eth.src()), (a.mac, owner));
             let expected = ArpRepr {
@@ -43,7 +45,9 @@ fn arp_is_answered_for_the_gateway_and_for_stations_here_and_there() {
 fn arp_for_ones_own_address_is_never_answered() {
     let (world, guests) = (world(), guests());
     let a = guests[A];
-    world.send(&a, arp(&a, REQUEST, Ipv4Addr::UNSPECIFIED, a.v4)).nothing();
+    world
+        .send(&a, arp(&a, REQUEST, Ipv4Addr::UNSPECIFIED, a.v4))
+        .nothing();
     world.send(&a, arp(&a, REQUEST, a.v4, a.v4)).nothing();
     world.send(&a, arp(&a, REPLY, a.v4, a.v4)).nothing();
     world.send(&a, arp(&a, REPLY, a.v4, guests[C].v4)).nothing();
@@ -62,7 +66,10 @@ fn advert(seen: &Seen) -> (Ipv6Addr, u8, MacAddr) {
 fn solicitations_are_answered_for_the_gateway_and_for_stations_here_and_there() {
     let (world, guests) = (world(), guests());
     let (a, b, c) = (guests[A], guests[B], guests[C]);
-    let gateway = Guest { mac: GATEWAY_MAC, ..a };
+    let gateway = Guest {
+        mac: GATEWAY_MAC,
+        ..a
+    };
     let known = [
         (v6("fd00:b::1"), GATEWAY_MAC, ROUTER),
         (v6("fd00:b:0:1::1"), GATEWAY_MAC, ROUTER),
@@ -79,7 +86,10 @@ fn solicitations_are_answered_for_the_gateway_and_for_stations_here_and_there() 
                 let seen = see(&world.send(&a, frame).answer_to(&a));
                 assert_eq!((seen.eth_dst, seen.eth_src), (a.mac, owner));
                 assert_eq!((seen.src, seen.dst), (target.into(), src.into()));
-                assert_eq!(advert(&seen), (target, router | SOLICITED | OVERRIDE, owner));
+                assert_eq!(
+                    advert(&seen),
+                    (target, router | SOLICITED | OVERRIDE, owner)
+                );
             }
         }
     }
@@ -101,9 +111,15 @@ fn duplicate_address_detection_succeeds_for_free_addresses_only() {
         let (target, flags, _) = advert(&seen);
         assert_eq!((target, flags), (taken, router | OVERRIDE));
     }
-    let own = NdRepr::Advert { target: a.v6, link: a.mac, flags: OVERRIDE };
+    let own = NdRepr::Advert {
+        target: a.v6,
+        link: a.mac,
+        flags: OVERRIDE,
+    };
     let all = v6("ff02::1");
-    world.send(&a, nd(&a, a.v6, all, &own.emit(a.v6, all))).nothing();
+    world
+        .send(&a, nd(&a, a.v6, all, &own.emit(a.v6, all)))
+        .nothing();
 }
 
 #[test]
@@ -123,11 +139,21 @@ fn invalid_neighbour_discovery_is_malformed() {
         let mut body = target.octets().to_vec();
         body.extend_from_slice(&[1, 0, 0, 0, 0, 0, 0, 0]);
         let kind = icmp::v6::NEIGHBOUR_SOLICIT;
-        let icmp = Icmpv6Repr { src: a.v6, dst: node, kind, code: 0, rest: [0; 4] };
+        let icmp = Icmpv6Repr {
+            src: a.v6,
+            dst: node,
+            kind,
+            code: 0,
+            rest: [0; 4],
+        };
         nd(&a, a.v6, node, &icmp.emit(&body))
     };
     let unspecified = Ipv6Addr::UNSPECIFIED;
-    let with_link = NdRepr::Solicit { target, link: Some(a.mac) }.emit(unspecified, node);
+    let with_link = NdRepr::Solicit {
+        target,
+        link: Some(a.mac),
+    }
+    .emit(unspecified, node);
     let all = v6("ff02::1");
     let to_all = NdRepr::Solicit { target, link: None }.emit(unspecified, all);
     let cases = [
@@ -147,8 +173,19 @@ fn router_solicitation(guest: &Guest, src: Ipv6Addr, with_link: bool) -> Vec<u8>
     let [a, b, c, d, e, f] = guest.mac.0;
     let option = [1, 1, a, b, c, d, e, f];
     let kind = icmp::v6::ROUTER_SOLICIT;
-    let icmp = Icmpv6Repr { src, dst, kind, code: 0, rest: [0; 4] };
-    nd(guest, src, dst, &icmp.emit(if with_link { &option } else { &[] }))
+    let icmp = Icmpv6Repr {
+        src,
+        dst,
+        kind,
+        code: 0,
+        rest: [0; 4],
+    };
+    nd(
+        guest,
+        src,
+        dst,
+        &icmp.emit(if with_link { &option } else { &[] }),
+    )
 }
 
 /// The options of a router advertisement, each from its type on.
@@ -166,7 +203,10 @@ fn options(mut bytes: &[u8]) -> Vec<&[u8]> {
 fn a_router_advertisement_tells_all_a_guest_needs() {
     let (world, guests) = (world(), guests());
     let a = guests[A];
-    let gateway = Guest { mac: GATEWAY_MAC, ..a };
+    let gateway = Guest {
+        mac: GATEWAY_MAC,
+        ..a
+    };
     let stable = v6("fe80::1234");
     for (src, dst) in [
         (a.link_local(), a.link_local()),
@@ -175,11 +215,18 @@ fn a_router_advertisement_tells_all_a_guest_needs() {
     ] {
         let asked = router_solicitation(&a, src, !src.is_unspecified());
         let seen = see(&world.send(&a, asked).answer_to(&a));
-        assert_eq!((seen.src, seen.dst), (gateway.link_local().into(), IpAddr::V6(dst)));
+        assert_eq!(
+            (seen.src, seen.dst),
+            (gateway.link_local().into(), IpAddr::V6(dst))
+        );
         assert_eq!((seen.ttl, seen.eth_src), (255, GATEWAY_MAC));
         let message = &seen.payload;
         assert_eq!(message[..2], [134, 0]);
-        assert_eq!(message[4..8], [64, 0xc0, 35, 40], "hop limit, M and O, 9000 seconds");
+        assert_eq!(
+            message[4..8],
+            [64, 0xc0, 35, 40],
+            "hop limit, M and O, 9000 seconds"
+        );
         let options = options(&message[16..]);
         let kinds: Vec<u8> = options.iter().map(|option| option[0]).collect();
         assert_eq!(kinds, [1, 5, 3, 3, 25]);
@@ -193,19 +240,35 @@ fn a_router_advertisement_tells_all_a_guest_needs() {
     }
     let unsolicited = world.hosts[0].router_advertisements();
     let ports: Vec<u32> = unsolicited.iter().map(|answer| answer.port.0).collect();
-    assert_eq!(ports, [1, 2, 3], "every port but those on the plain Ethernet");
+    assert_eq!(
+        ports,
+        [1, 2, 3],
+        "every port but those on the plain Ethernet"
+    );
     assert_eq!(see(&unsolicited[0].packet).dst, ip("ff02::1"));
 }
 
 #[test]
 fn without_ipv6_no_router_is_advertised() {
     let plan = plan().change(|topology| {
-        topology.networks[1].subnets.retain(|subnet| subnet.gateway.is_ipv4());
+        topology.networks[1]
+            .subnets
+            .retain(|subnet| subnet.gateway.is_ipv4());
         let red = |ips: &mut Vec<IpAddr>| ips.retain(IpAddr::is_ipv4);
-        topology.ports.iter_mut().filter(|p| p.network.0 == 2).for_each(|p| red(&mut p.addresses));
-        topology.peers.iter_mut().filter(|p| p.network.0 == 2).for_each(|p| red(&mut p.addresses));
+        topology
+            .ports
+            .iter_mut()
+            .filter(|p| p.network.0 == 2)
+            .for_each(|p| red(&mut p.addresses));
+        topology
+            .peers
+            .iter_mut()
+            .filter(|p| p.network.0 == 2)
+            .for_each(|p| red(&mut p.addresses));
     });
     let (world, x) = (plan.build(), guests()[X]);
-    world.send(&x, router_solicitation(&x, x.link_local(), true)).nothing();
+    world
+        .send(&x, router_solicitation(&x, x.link_local(), true))
+        .nothing();
     assert_eq!(world.hosts[0].router_advertisements().len(), 2);
 }

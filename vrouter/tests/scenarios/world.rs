@@ -2,7 +2,6 @@
 //! a host's [`VRouter`] and `flow`'s reference executor until they are delivered or dropped.
 
 use flow::reference::{Outcome, Packet, execute};
-use flow::wire::*;
 use flow::{Action, DropReason, MacAddr, PortId, parse, parse_tunnel};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use vrouter::*;
@@ -84,7 +83,11 @@ pub const Q: usize = 6;
 pub const R: usize = 7;
 
 fn subnet(prefix: &str, gateway: &str, slaac: bool) -> Subnet {
-    Subnet { prefix: prefix.parse().unwrap(), gateway: ip(gateway), slaac }
+    Subnet {
+        prefix: prefix.parse().unwrap(),
+        gateway: ip(gateway),
+        slaac,
+    }
 }
 
 fn networks() -> Vec<Network> {
@@ -134,7 +137,11 @@ fn network_of(index: usize) -> NetworkId {
 
 fn addresses_of(index: usize) -> Vec<IpAddr> {
     let guest = guests()[index];
-    if index >= P { vec![] } else { vec![guest.v4.into(), guest.v6.into()] }
+    if index >= P {
+        vec![]
+    } else {
+        vec![guest.v4.into(), guest.v6.into()]
+    }
 }
 
 pub fn host_ip(host: usize) -> IpAddr {
@@ -189,7 +196,9 @@ impl Plan {
     }
 
     pub fn build(self) -> World {
-        World { hosts: self.0.map(|topology| VRouter::new(topology).unwrap()) }
+        World {
+            hosts: self.0.map(|topology| VRouter::new(topology).unwrap()),
+        }
     }
 }
 
@@ -224,7 +233,15 @@ impl Happened {
         let drops = vec![(host, reason)];
         let actions = self.actions.clone();
         let wire = self.wire.clone();
-        assert_eq!(*self, Happened { drops, actions, wire, ..Happened::default() });
+        assert_eq!(
+            *self,
+            Happened {
+                drops,
+                actions,
+                wire,
+                ..Happened::default()
+            }
+        );
     }
 
     /// Asserts that nothing came of it at all.
@@ -238,7 +255,9 @@ impl Happened {
     pub fn answer_to(&self, guest: &Guest) -> Vec<u8> {
         assert_eq!(self.drops, []);
         assert_eq!(self.delivered, []);
-        let [(host, port, bytes)] = &self.answers[..] else { panic!("{self:?}") };
+        let [(host, port, bytes)] = &self.answers[..] else {
+            panic!("{self:?}")
+        };
         assert_eq!((*host, *port), (guest.host, guest.port));
         bytes.clone()
     }
@@ -247,7 +266,9 @@ impl Happened {
     #[track_caller]
     pub fn delivery_to(&self, guest: &Guest) -> Vec<u8> {
         assert_eq!((&self.drops[..], &self.answers[..]), (&[][..], &[][..]));
-        let [(host, port, bytes)] = &self.delivered[..] else { panic!("{self:?}") };
+        let [(host, port, bytes)] = &self.delivered[..] else {
+            panic!("{self:?}")
+        };
         assert_eq!((*host, *port), (guest.host, guest.port));
         bytes.clone()
     }
@@ -287,7 +308,11 @@ impl World {
         let router = &self.hosts[host];
         let verdict = router.first_packet(&parsed, &frame);
         let told = router.explain(&parsed, &frame);
-        assert_eq!(told.verdict, verdict, "explained otherwise: {:#?}", told.steps);
+        assert_eq!(
+            told.verdict, verdict,
+            "explained otherwise: {:#?}",
+            told.steps
+        );
         assert!(told.steps.len() >= 2, "{:#?}", told.steps);
         let actions = match verdict {
             Verdict::Flow { key, actions } => {
@@ -319,7 +344,9 @@ impl World {
     fn conclude(&self, host: usize, verdict: Verdict, happened: &mut Happened) {
         match verdict {
             Verdict::Answer(answers) => {
-                happened.answers.extend(answers.into_iter().map(|a| (host, a.port, a.packet)));
+                happened
+                    .answers
+                    .extend(answers.into_iter().map(|a| (host, a.port, a.packet)));
             }
             Verdict::Drop(reason) => happened.drops.push((host, reason)),
             other => panic!("{other:?} where only answers and drops can be"),
