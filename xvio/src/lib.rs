@@ -41,7 +41,13 @@
 //! the message thread closes it, waits for the worker to leave, changes the ring, and opens it
 //! again. A worker that is parked is outside, so nobody waits for it. A burst holds its pass until
 //! [`GuestTx::complete`], and packets sent hold it until [`GuestRx::flush`]: complete and flush
-//! before parking.
+//! before parking, and before dropping the [`Backend`] on the same thread.
+//!
+//! ## Limits of this version
+//! Split rings only; no segmentation, dirty logging (so QEMU refuses to migrate), or in-flight
+//! buffer. A memory file that is truncated while mapped raises SIGBUS for the whole process. A call
+//! eventfd is made non-blocking, but its flags are shared with the frontend: one that clears the
+//! flag and fills the counter to its end could block the write of its worker.
 
 mod backend;
 mod counters;

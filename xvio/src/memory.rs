@@ -447,3 +447,123 @@ impl Segment {
         n
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+
+    fn file(len: u64) -> File {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(len).unwrap();
+        file
+    }
+
+    fn region(guest: u64, size: u64, offset: u64) -> RegionInfo {
+        let user = guest.wrapping_add(0x1000_0000);
+        RegionInfo {
+            guest,
+            size,
+            user,
+            offset,
+        }
+    }
+
+    #[test]
+    fn impossible_regions_are_refused() {
+        let memory = GuestMemory::default();
+        let refused = |info: RegionInfo| memory.with(info, file(0x2000)).unwrap_err();
+        assert!(matches!(
+            refused(region(0, 0, 0)),
+            MemoryError::Empty { .. }
+        ));
+        for wrapping in [
+            region(u64::MAX - 0xfff, 0x2000, 0),
+            region(0, 0x2000, u64::MAX - 0xfff),
+            region(0, u64::MAX, 0),
+            RegionInfo {
+                user: u64::MAX,
+                ..region(0, 0x1000, 0)
+            },
+        ] {
+            assert!(matches!(refused(wrapping), MemoryError::Wraps { .. }));
+        }
+        for beyond in [region(0, 0x2001, 0), region(0, 0x1001, 0x1000)] {
+            assert!(matches!(refused(beyond), MemoryError::BeyondFile { .. }));
+        }
+        assert!(memory.with(region(0, 0x2000, 0), file(0x2000)).is_ok());
+    }
+
+    #[test]
+    fn regions_may_touch_but_not_overlap_in_either_address_space() {
+        let memory = GuestMemory::default()
+            .with(region(0x4000, 0x2000, 0), file(0x2000))
+            .unwrap();
+        for (guest, fits) in [
+            (0x2000, true),
+            (0x2001, false),
+            (0x4800, false),
+            (0x5fff, false),
+            (0x6000, true),
+        ] {
+            let added = memory.with(region(guest, 0x2000, 0), file(0x2000));
+            assert_eq!(added.is_ok(), fits, "{guest:#x}");
+        }
+        let same_user = RegionInfo {
+            guest: 0x10_0000,
+            ..region(0x4000, 0x1000, 0)
+        };
+        assert!(memory.with(same_user, file(0x2000)).is_err());
+    }
+
+    #[test]
+    fn there_is_a_limit_to_regions() {
+        let mut memory = GuestMemory::default();
+        for i in 0..MAX_REGIONS as u64 {
+            memory = memory
+                .with(region(i << 20, 0x1000, 0), file(0x1000))
+                .unwrap();
+        }
+        let more = memory.with(region(1 << 40, 0x1000, 0), file(0x1000));
+        assert!(matches!(more, Err(MemoryError::TooMany)));
+        memory = memory.without(region(5 << 20, 0x1000, 0)).unwrap();
+        assert!(
+            memory
+                .with(region(1 << 40, 0x1000, 0), file(0x1000))
+                .is_ok()
+        );
+    }
+
+    #[test]
+    fn translation_knows_the_bounds_and_the_offset_in_the_file() {
+        let file = file(0x3000);
+        file.write_all_at(b"here", 0x1800).unwrap();
+        // It begins in the middle of a page of the file.
+        let info = region(0x4000, 0x1000, 0x1800);
+        let memory = GuestMemory::default().with(info, file).unwrap();
+        let mut hint = 7;
+        let segment = memory.segment(0x4000, 4, &mut hint).unwrap();
+        let mut bytes = [0; 8];
+        // SAFETY: `memory` is alive.
+        assert_eq!(unsafe { segment.copy_out(0, &mut bytes) }, 4);
+        assert_eq!(&bytes, b"here\0\0\0\0");
+        assert_eq!(memory.segment(0x4fff, 100, &mut hint).unwrap().len(), 1);
+        assert!(memory.segment(0x5000, 1, &mut hint).is_none());
+        assert!(memory.segment(0x3fff, 1, &mut hint).is_none());
+        assert!(memory.area_at_user(info.user, 0x1000).is_some());
+        assert!(memory.area_at_user(info.user, 0x1001).is_none());
+        assert!(memory.area_at_user(info.user + 0xfff, usize::MAX).is_none());
+        assert!(memory.area_at_user(0x4000, 1).is_none());
+        let area = memory.area_at_user(info.user, 16).unwrap();
+        drop(memory);
+        // An area keeps its bytes mapped, and its accesses stay inside of it.
+        assert_eq!(area.load(0, Ordering::Relaxed), u16::from_le_bytes(*b"he"));
+        area.store(16, 0xffff, Ordering::Relaxed);
+        area.store(15, 0xffff, Ordering::Relaxed);
+        area.write_pair(12, 1, 2);
+        assert_eq!(area.load(usize::MAX, Ordering::Relaxed), 0);
+        assert_eq!(area.read16(1), [0; 2]);
+        assert_eq!(area.read16(0)[1], 0);
+    }
+}
