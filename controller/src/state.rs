@@ -98,6 +98,11 @@ impl State {
         self.networks.get(&id)
     }
 
+    /// All networks, in no order.
+    pub fn networks(&self) -> impl Iterator<Item = &Arc<Network>> {
+        self.networks.values()
+    }
+
     /// Names and ids of networks, by name.
     pub fn network_names(&self) -> &BTreeMap<String, Uuid> {
         &self.network_names

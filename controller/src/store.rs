@@ -76,6 +76,11 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// What was added, in order.
+    pub fn changes(&self) -> &[Change] {
+        &self.changes
+    }
+
     /// Adds a change; it takes effect when the plan succeeds.
     pub fn push(&mut self, change: Change) {
         self.changes.push(change);
