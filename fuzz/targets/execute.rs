@@ -2,9 +2,12 @@
 //! the promises of the action list hold.
 #![no_main]
 
+mod mend;
+
 use flow::reference::{Execution, Outcome, Packet, execute};
 use flow::{Action, DropReason, MacAddr, PartialCsum, PortId, Vxlan};
 use libfuzzer_sys::fuzz_target;
+use mend::mend_ipv4;
 use std::net::IpAddr;
 
 fuzz_target!(|bytes: &[u8]| {
@@ -25,8 +28,17 @@ fuzz_target!(|bytes: &[u8]| {
 });
 
 fn check(actions: &[Action], packet: &[u8], partial_csum: Option<PartialCsum>) {
-    let run = execute(actions, Packet { bytes: packet.to_vec(), partial_csum });
-    let sends = actions.iter().filter(|a| matches!(a, Action::Output(_))).count();
+    let run = execute(
+        actions,
+        Packet {
+            bytes: packet.to_vec(),
+            partial_csum,
+        },
+    );
+    let sends = actions
+        .iter()
+        .filter(|a| matches!(a, Action::Output(_)))
+        .count();
     assert!(run.outputs.len() <= sends);
     if run.outcome == Outcome::Done {
         assert_eq!(run.outputs.len(), sends);
@@ -37,19 +49,32 @@ fn check(actions: &[Action], packet: &[u8], partial_csum: Option<PartialCsum>) {
         && !rest.is_empty()
         && !matches!(first, Action::Output(_) | Action::Drop(_))
     {
-        let step = execute(&[*first, Action::Output(PortId(0))], Packet::complete(packet.to_vec()));
+        let step = execute(
+            &[*first, Action::Output(PortId(0))],
+            Packet::complete(packet.to_vec()),
+        );
         match step.outcome {
             Outcome::Done => {
                 let (_, left) = step.outputs[0].clone();
                 assert_eq!(run, execute(rest, left));
             }
-            outcome => assert_eq!(run, Execution { outputs: vec![], outcome }),
+            outcome => assert_eq!(
+                run,
+                Execution {
+                    outputs: vec![],
+                    outcome
+                }
+            ),
         }
     }
 }
 
 fn encap_then_decap_is_nothing(packet: &[u8], outer: Vxlan) {
-    let list = [Action::EncapVxlan(outer), Action::DecapVxlan, Action::Output(PortId(1))];
+    let list = [
+        Action::EncapVxlan(outer),
+        Action::DecapVxlan,
+        Action::Output(PortId(1)),
+    ];
     let run = execute(&list, Packet::complete(packet.to_vec()));
     match run.outcome {
         Outcome::Done => assert_eq!(run.outputs[0].1.bytes, packet),
@@ -122,15 +147,5 @@ impl Input<'_> {
                 Action::Drop(reasons[usize::from(self.byte()) % reasons.len()])
             }
         }
-    }
-}
-
-fn mend_ipv4(bytes: &mut [u8], at: usize) {
-    let Some(header) = bytes.get_mut(at..) else { return };
-    let length = header.first().map_or(0, |b| usize::from(b & 15) * 4);
-    if (20..=header.len()).contains(&length) && header[0] >> 4 == 4 {
-        header[10..12].fill(0);
-        let sum = flow::checksum::checksum(&header[..length]);
-        header[10..12].copy_from_slice(&sum.to_be_bytes());
     }
 }

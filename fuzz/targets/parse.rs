@@ -1,6 +1,8 @@
 //! Parsing arbitrary bytes: no panic, and every offset that is handed out lies in the packet.
 #![no_main]
 
+mod mend;
+
 use flow::parse::{HEADER_LIMIT, vxlan_inner};
 use flow::wire::{
     ArpPacket, EthernetFrame, IcmpPacket, Ipv4Packet, Ipv6Packet, NdMessage, TcpSegment,
@@ -8,6 +10,7 @@ use flow::wire::{
 };
 use flow::{PortId, parse, parse_headers, parse_tunnel};
 use libfuzzer_sys::fuzz_target;
+use mend::mend_ipv4;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 fuzz_target!(|bytes: &[u8]| {
@@ -26,7 +29,10 @@ fn one(bytes: &[u8]) {
     let plain = parse(bytes, PortId(1));
     let headers = &bytes[..bytes.len().min(HEADER_LIMIT)];
     assert_eq!(plain, parse_headers(headers, bytes.len(), PortId(1)));
-    for parsed in [plain, parse_tunnel(bytes, PortId::UPLINK)].into_iter().flatten() {
+    for parsed in [plain, parse_tunnel(bytes, PortId::UPLINK)]
+        .into_iter()
+        .flatten()
+    {
         assert!(parsed.eth < parsed.l3 && parsed.l3 <= parsed.l4);
         assert!(parsed.l4 <= parsed.payload && parsed.payload <= parsed.ip_end());
         assert!(parsed.ip_end() <= parsed.end && parsed.end <= bytes.len());
@@ -42,40 +48,60 @@ fn one(bytes: &[u8]) {
 fn views(bytes: &[u8]) {
     let (v4, v6) = (Ipv4Addr::LOCALHOST, Ipv6Addr::LOCALHOST);
     if let Ok(eth) = EthernetFrame::new_checked(bytes) {
-        (eth.dst(), eth.src(), eth.vlan(), eth.ethertype(), eth.payload());
+        (
+            eth.dst(),
+            eth.src(),
+            eth.vlan(),
+            eth.ethertype(),
+            eth.payload(),
+        );
     }
     if let Ok(arp) = ArpPacket::new_checked(bytes) {
-        (arp.operation(), arp.sender_mac(), arp.sender_ip(), arp.target_mac(), arp.target_ip());
+        (
+            arp.operation(),
+            arp.sender_mac(),
+            arp.sender_ip(),
+            arp.target_mac(),
+            arp.target_ip(),
+        );
     }
     if let Ok(ip) = Ipv4Packet::new_checked(bytes) {
-        (ip.checksum_ok(), ip.payload(), ip.src(), ip.dst(), ip.fragment_offset());
+        (
+            ip.checksum_ok(),
+            ip.payload(),
+            ip.src(),
+            ip.dst(),
+            ip.fragment_offset(),
+        );
     }
     if let Ok(ip) = Ipv6Packet::new_checked(bytes) {
         (ip.traffic_class(), ip.payload(), ip.src(), ip.dst());
     }
     if let Ok(udp) = UdpDatagram::new_checked(bytes) {
-        (udp.checksum_ok(IpAddr::V4(v4), IpAddr::V4(v4)), udp.payload());
+        (
+            udp.checksum_ok(IpAddr::V4(v4), IpAddr::V4(v4)),
+            udp.payload(),
+        );
     }
     if let Ok(tcp) = TcpSegment::new_checked(bytes) {
-        (tcp.checksum_ok(IpAddr::V6(v6), IpAddr::V6(v6)), tcp.payload(), tcp.sequence());
+        (
+            tcp.checksum_ok(IpAddr::V6(v6), IpAddr::V6(v6)),
+            tcp.payload(),
+            tcp.sequence(),
+        );
     }
     if let Ok(icmp) = IcmpPacket::new_checked(bytes) {
-        (icmp.checksum_ok_v4(), icmp.checksum_ok_v6(v6, v6), icmp.rest(), icmp.payload());
+        (
+            icmp.checksum_ok_v4(),
+            icmp.checksum_ok_v6(v6, v6),
+            icmp.rest(),
+            icmp.payload(),
+        );
     }
     if let Ok(vxlan) = VxlanPacket::new_checked(bytes) {
         (vxlan.vni(), vxlan.payload());
     }
     if let Ok(nd) = NdMessage::new_checked(bytes) {
         (nd.target(), nd.link_address(1), nd.options().count());
-    }
-}
-
-fn mend_ipv4(bytes: &mut [u8], at: usize) {
-    let Some(header) = bytes.get_mut(at..) else { return };
-    let length = header.first().map_or(0, |b| usize::from(b & 15) * 4);
-    if (20..=header.len()).contains(&length) && header[0] >> 4 == 4 {
-        header[10..12].fill(0);
-        let sum = flow::checksum::checksum(&header[..length]);
-        header[10..12].copy_from_slice(&sum.to_be_bytes());
     }
 }
