@@ -6,12 +6,19 @@
 //! with an agent each, and guests. Ctrl-C at any time undoes all ([`cleanup`]).
 
 pub mod accel;
+pub mod capture;
 pub mod cleanup;
+pub mod cluster;
 pub mod command;
 pub mod console;
 pub mod cpio;
 pub mod guest;
 pub mod image;
+pub mod interruption;
 pub mod libvirt;
+pub mod netns;
+pub mod parts;
 pub mod process;
 pub mod run;
+pub mod story;
+pub mod world;
