@@ -20,6 +20,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::descriptors::closing_on_exec;
 use crate::hugepages::{self, Hugepages};
 use crate::{Error, ffi, log};
 
@@ -267,7 +268,8 @@ fn init_in_this_thread(arguments: Vec<CString>) -> Result<(), Error> {
     let argv = Box::leak(argv.into_boxed_slice());
     // SAFETY: argv is a NULL-terminated array of `argc` NUL-terminated strings that are never freed;
     // `STARTED` makes this the only call in the process.
-    let (status, lines) = log::capture(|| unsafe { ffi::fv_eal_init(argc, argv.as_mut_ptr()) });
+    let (status, lines) =
+        log::capture(|| closing_on_exec(|| unsafe { ffi::fv_eal_init(argc, argv.as_mut_ptr()) }));
     if status < 0 {
         return Err(Error::Eal(log::reason(ffi::errno(), &lines)));
     }

@@ -14,6 +14,7 @@
 #![deny(missing_docs)]
 
 mod burst;
+mod descriptors;
 pub mod devargs;
 mod eal;
 mod error;

@@ -20,6 +20,7 @@ use std::ffi::CString;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::descriptors::closing_on_exec;
 use crate::kernel::KernelInterface;
 use crate::queue::{Direction, RxQueue, TxQueue};
 use crate::{Eal, Error, Mempool, devargs, ffi, log};
@@ -152,7 +153,7 @@ impl Shared {
 
     /// `call`'s status as a result, with the reason that DPDK logged.
     fn checked(&self, action: &'static str, call: impl FnOnce() -> i32) -> Result<(), Error> {
-        let (status, lines) = log::capture(call);
+        let (status, lines) = log::capture(|| closing_on_exec(call));
         if status == 0 {
             return Ok(());
         }
@@ -198,7 +199,8 @@ pub struct Port {
 impl Port {
     /// Attaches a device by its string: `net_af_packet0,iface=eth1`, `net_tap0`, `0000:3b:00.2`, …
     /// (of the PCI ones, those in [`crate::EalConfig::pci`]). Virtual devices need a name of their
-    /// own each.
+    /// own each. Start no program from another thread meanwhile: it would inherit what the driver
+    /// opens.
     pub fn attach(eal: &Eal, devargs: &str) -> Result<Port, Error> {
         let text = CString::new(devargs)
             .ok()
@@ -213,7 +215,8 @@ impl Port {
         let mut attached = ATTACHED.lock().unwrap_or_else(PoisonError::into_inner);
         let attached = attached.get_or_insert_default();
         // SAFETY: the EAL runs; the string is NUL-terminated and copied by DPDK.
-        let (status, lines) = log::capture(|| unsafe { ffi::fv_device_probe(text.as_ptr()) });
+        let (status, lines) =
+            log::capture(|| closing_on_exec(|| unsafe { ffi::fv_device_probe(text.as_ptr()) }));
         // A PCI device that was probed at start is there already.
         if status != 0 && status != -libc::EEXIST {
             return Err(fail(explain(devargs, status, &lines)));
@@ -308,10 +311,13 @@ impl Port {
             mtu: config.mtu,
             rx_interrupts: u8::from(config.rx_interrupts),
         };
-        // SAFETY: the port is ours and stopped; pool and configuration are valid, and the pool
-        // outlives the port (pools are never freed).
-        let (status, lines) = log::capture(|| unsafe {
-            ffi::fv_port_configure(self.shared.id, &raw const raw, config.mempool.as_ptr())
+        let id = self.shared.id;
+        let (status, lines) = log::capture(|| {
+            closing_on_exec(|| {
+                // SAFETY: the port is ours and stopped; pool and configuration are valid, and the
+                // pool outlives the port (pools are never freed).
+                unsafe { ffi::fv_port_configure(id, &raw const raw, config.mempool.as_ptr()) }
+            })
         });
         if status != 0 {
             state.phase = Phase::Attached;
@@ -361,7 +367,8 @@ impl Port {
         Ok(())
     }
 
-    /// Stops the port. Fails while a queue is out.
+    /// Stops the port. Fails while a queue is out. (af_packet and af_xdp close their sockets here: such
+    /// a port has to be dropped and attached again, it does not come back with `start`.)
     pub fn stop(&self) -> Result<(), Error> {
         let mut state = self.shared.state();
         if state.phase != Phase::Started {

@@ -1,11 +1,14 @@
 //! Ports on the kernel's interfaces: af_packet and af_xdp over a veth pair.
 
+use std::process::Command;
+use std::sync::PoisonError;
+
 use dpdk::{
     MbufBurst, Mempool, Port, PortConfig, RxQueue, TxQueue, af_packet_data_room, af_packet_devargs,
 };
 
 use crate::namespace::Namespace;
-use crate::{pool, shared_eal, unique, wait_for};
+use crate::{ATTACH_OR_SPAWN, pool, shared_eal, spawn, unique, wait_for};
 
 const MTU: u16 = 9000;
 
@@ -14,7 +17,13 @@ fn jumbo_pool() -> Mempool {
 }
 
 fn start(devargs: &str, config: &PortConfig) -> Port {
-    let port = Port::attach(shared_eal(), devargs).unwrap();
+    let eal = shared_eal();
+    let port = {
+        let _held = ATTACH_OR_SPAWN
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        Port::attach(eal, devargs).unwrap()
+    };
     port.configure(config).unwrap();
     port.start().unwrap();
     port
@@ -136,6 +145,41 @@ fn the_link_follows_the_interface() {
         assert!(port.link().up);
         namespace.ip(&["link", "set", "fva", "down"]);
         wait_for("the link to go down", || !port.link().up);
+    });
+}
+
+#[test]
+fn a_program_that_is_started_meanwhile_does_not_inherit_the_sockets() {
+    let namespace = Namespace::new();
+    namespace.veth("fva", "fvb", MTU);
+    let pool = jumbo_pool();
+    namespace.run(|| {
+        let port = af_packet("fva", &pool);
+        // The last column of all lines but the first.
+        let sockets = std::fs::read_to_string("/proc/thread-self/net/packet").unwrap();
+        let sockets: Vec<String> = sockets
+            .lines()
+            .skip(1)
+            .filter_map(|line| Some(format!("socket:[{}]", line.split_whitespace().last()?)))
+            .collect();
+        assert!(!sockets.is_empty(), "the port has a packet socket");
+        let mut child = spawn(Command::new("sleep").arg("60"));
+        let inherited: Vec<String> = std::fs::read_dir(format!("/proc/{}/fd", child.id()))
+            .unwrap()
+            .filter_map(|fd| {
+                Some(
+                    std::fs::read_link(fd.ok()?.path())
+                        .ok()?
+                        .display()
+                        .to_string(),
+                )
+            })
+            .filter(|target| sockets.contains(target))
+            .collect();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(inherited, [""; 0]);
+        drop(port);
     });
 }
 

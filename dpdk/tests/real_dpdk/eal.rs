@@ -1,11 +1,11 @@
 //! The EAL's start: once in a process, many processes at once, nothing left behind.
 
 use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 use dpdk::{Eal, EalConfig, Error, Hugepages, Mempool, Port, PortConfig};
 
-use crate::{pool, shared_eal};
+use crate::{pool, shared_eal, spawn};
 
 const CHILD: &str = "FERROVIA_DPDK_TEST_CHILD";
 
@@ -44,9 +44,9 @@ fn the_start_leaves_the_callers_affinity_and_signals_alone() {
         }
         return;
     }
-    let output = child("eal::the_start_leaves_the_callers_affinity_and_signals_alone")
-        .output()
-        .unwrap();
+    let output = output(&mut child(
+        "eal::the_start_leaves_the_callers_affinity_and_signals_alone",
+    ));
     assert!(
         output.status.success(),
         "{}",
@@ -72,12 +72,12 @@ fn two_processes_run_at_once_say_nothing_and_leave_nothing() {
     let before = leftovers();
     let mut children: Vec<Child> = (0..2)
         .map(|_| {
-            child("eal::two_processes_run_at_once_say_nothing_and_leave_nothing")
-                .stdin(Stdio::piped())
-                .stdout(Stdio::piped())
-                .stderr(Stdio::piped())
-                .spawn()
-                .unwrap()
+            spawn(
+                child("eal::two_processes_run_at_once_say_nothing_and_leave_nothing")
+                    .stdin(Stdio::piped())
+                    .stdout(Stdio::piped())
+                    .stderr(Stdio::piped()),
+            )
         })
         .collect();
     for child in &mut children {
@@ -126,9 +126,7 @@ fn hugepages_are_used_when_there_are_some() {
     }
     let before = leftovers();
     let reserved = Reserved::pages(24);
-    let output = child("eal::hugepages_are_used_when_there_are_some")
-        .output()
-        .unwrap();
+    let output = output(&mut child("eal::hugepages_are_used_when_there_are_some"));
     drop(reserved);
     let text = String::from_utf8_lossy(&output.stdout).into_owned()
         + &String::from_utf8_lossy(&output.stderr);
@@ -228,6 +226,11 @@ fn child(test: &str) -> Command {
         .args(["--exact", test, "--nocapture", "--test-threads=1"])
         .env(CHILD, "1");
     command
+}
+
+fn output(command: &mut Command) -> Output {
+    let child = spawn(command.stdout(Stdio::piped()).stderr(Stdio::piped()));
+    child.wait_with_output().unwrap()
 }
 
 fn status_line(name: &str) -> String {

@@ -7,8 +7,9 @@ mod mbufs;
 mod namespace;
 mod ports;
 
-use std::sync::OnceLock;
+use std::process::{Child, Command};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use dpdk::{Eal, EalConfig, Hugepages, Mempool};
@@ -30,6 +31,17 @@ fn shared_eal() -> &'static Eal {
 /// A pool of this test's own.
 fn pool(count: u32, data_room: u16) -> Mempool {
     Mempool::new(shared_eal(), "test", count, data_room, None).expect("memory for a pool")
+}
+
+/// Held while an af_packet port is attached, and while a program is started: one that starts in the
+/// middle of an attachment inherits the socket, see the crate's `descriptors`.
+static ATTACH_OR_SPAWN: Mutex<()> = Mutex::new(());
+
+fn spawn(command: &mut Command) -> Child {
+    let _held = ATTACH_OR_SPAWN
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner);
+    command.spawn().expect("the program starts")
 }
 
 /// A number that no other test of this process has: for names of devices.

@@ -2,9 +2,9 @@
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-use crate::unique;
+use crate::{spawn, unique};
 
 pub struct Namespace {
     name: String,
@@ -66,17 +66,18 @@ impl Namespace {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
-        let _ = Command::new("ip")
-            .args(["netns", "delete", &self.name])
-            .status();
+        let mut command = Command::new("ip");
+        let _ = spawn(command.args(["netns", "delete", &self.name])).wait();
     }
 }
 
 fn ip(arguments: &[&str]) -> String {
-    let output = Command::new("ip")
+    let mut command = Command::new("ip");
+    command
         .args(arguments)
-        .output()
-        .expect("iproute2 is installed");
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let output = spawn(&mut command).wait_with_output().expect("ip ends");
     assert!(
         output.status.success(),
         "ip {arguments:?}: {}",
