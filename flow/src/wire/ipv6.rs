@@ -1,4 +1,4 @@
-//! IPv6 (RFC 8200). Extension headers are walked by [`parse`](crate::parse).
+//! IPv6 (RFC 8200). Extension headers are walked by [`parse`](mod@crate::parse).
 
 use super::{array, get16, length16, put16, view};
 use crate::reason::DropReason;
