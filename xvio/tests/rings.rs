@@ -149,7 +149,10 @@ proptest! {
             match pair.rx.send(&[a, b, c], None) {
                 Ok(()) => expected.push_back(packet),
                 Err(SendError::TooLong) => prop_assert!(!mergeable),
-                Err(SendError::Full) => prop_assert!(posted.len() < usize::from(SIZE)),
+                Err(SendError::Full) => {
+                    // Packets not flushed yet hold buffers; direct chains take several descriptors.
+                    prop_assert!(!expected.is_empty() || posted.len() < usize::from(SIZE));
+                }
                 Err(SendError::Down) => prop_assert!(false, "down"),
             }
             if n % 3 == 0 || n + 1 == lengths.len() {

@@ -373,8 +373,3 @@ pub fn wait_for(backend: &Backend, what: &str, f: impl Fn(&Status) -> bool) -> S
         std::thread::sleep(Duration::from_millis(2));
     }
 }
-
-/// Descriptors this process has open.
-pub fn open_fds() -> usize {
-    std::fs::read_dir("/proc/self/fd").unwrap().count()
-}
