@@ -45,7 +45,7 @@ impl VRouter {
 
     /// What is to be done with the first packet of a flow.
     ///
-    /// `packet` is the whole frame in private memory, and `parsed` what [`flow::parse`] found in
+    /// `packet` is the whole frame in private memory, and `parsed` what [`flow::parse()`] found in
     /// it. Where it ends early, forwarding still works, but ARP, ND, DHCP and ICMP, which read
     /// beyond the headers, drop it as malformed, and ICMP errors quote less.
     pub fn first_packet(&self, parsed: &Parsed, packet: &[u8]) -> Verdict {

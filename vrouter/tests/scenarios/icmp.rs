@@ -117,10 +117,14 @@ fn a_packet_up_to_the_mtu_goes_and_a_longer_one_is_told_the_mtu() {
         .change(|t| t.underlay.as_mut().unwrap().mtu = small)
         .build();
     let wide = world();
+    let jumbo = plan()
+        .change(|t| t.underlay.as_mut().unwrap().mtu = 9000)
+        .build();
     let cases = [
         (&wide, b, GATEWAY_MAC, BLUE_MTU),
         (&wide, b, b.mac, BLUE_MTU),
         (&wide, c, c.mac, BLUE_MTU),
+        (&jumbo, c, c.mac, BLUE_MTU),
         (&narrow, b, GATEWAY_MAC, BLUE_MTU),
         (&narrow, c, c.mac, small - 50),
     ];

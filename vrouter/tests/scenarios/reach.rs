@@ -75,7 +75,7 @@ fn overlapping_networks_stay_apart() {
 #[test]
 fn a_group_address_reaches_all_of_the_network_but_the_sender() {
     let (world, guests) = (world(), guests());
-    let (a, p, x) = (guests[A], guests[P], guests[X]);
+    let (a, c, p, x) = (guests[A], guests[C], guests[P], guests[X]);
     let to_all = |from: &Guest, group: MacAddr, dst: &str| {
         let dst = ip(dst);
         let src = if dst.is_ipv4() {
@@ -103,6 +103,12 @@ fn a_group_address_reaches_all_of_the_network_but_the_sender() {
         );
         assert_eq!(happened.wire.len(), 1, "one copy a host");
         assert_eq!(world.send(&x, to_all(&x, group, dst)).receivers(), [(1, 3)]);
+        // A and B are on one host, which gets one copy.
+        let happened = world.send(&c, to_all(&c, group, dst));
+        assert_eq!(
+            (happened.receivers(), happened.wire.len()),
+            (vec![(0, 1), (0, 2)], 1)
+        );
     }
     let happened = world.send(&p, to_all(&p, MacAddr::BROADCAST, "255.255.255.255"));
     assert_eq!(happened.receivers(), [(0, 6), (1, 5)]);
