@@ -307,7 +307,7 @@ fn check_subnets_in_use(state: &State, old: &Network, new: &[Subnet]) -> Result<
                 continue;
             };
             let is = new.iter().find(|subnet| subnet.prefix == was.prefix);
-            if !is.is_some_and(|is| is.slaac == was.slaac) {
+            if is.is_none_or(|is| is.slaac != was.slaac) {
                 return Err(Refusal::precondition(format!(
                     "Subnet {} of network {} is used by port {} ({address}); delete its ports before the subnet goes or changes",
                     was.prefix, old.name, port.name
