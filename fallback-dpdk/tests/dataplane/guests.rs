@@ -1,0 +1,1 @@
+//! Guests: vhost-user backends of this crate's neighbour, driven by DPDK's virtio-user.

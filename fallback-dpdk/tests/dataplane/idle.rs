@@ -1,0 +1,85 @@
+//! An idle data plane costs almost nothing, and the first packet after a pause is quick.
+
+use crate::world::*;
+use std::time::{Duration, Instant};
+
+/// Seconds of processor time that the workers of the calling process used so far. Workers of other
+/// tests are told apart by the names of their threads' plane: this test runs in a process of its own.
+fn worker_seconds() -> f64 {
+    let mut ticks = 0.0;
+    let tasks = std::fs::read_dir("/proc/self/task").expect("/proc is mounted");
+    for task in tasks.flatten() {
+        let Ok(stat) = std::fs::read_to_string(task.path().join("schedstat")) else { continue };
+        let Ok(name) = std::fs::read_to_string(task.path().join("comm")) else { continue };
+        if name.starts_with("fv-worker") {
+            let spent = stat.split_whitespace().next().and_then(|n| n.parse::<f64>().ok());
+            ticks += spent.unwrap_or(0.0) / 1e9;
+        }
+    }
+    ticks
+}
+
+/// Runs alone: `cargo test` calls it again in a child process so that no other test's workers count.
+#[test]
+fn an_idle_worker_costs_less_than_three_hundredths_of_a_core() {
+    const CHILD: &str = "FERROVIA_TEST_IDLE_CHILD";
+    if std::env::var_os(CHILD).is_none() {
+        let program = std::env::current_exe().expect("this test's program");
+        let test = "idle::an_idle_worker_costs_less_than_three_hundredths_of_a_core";
+        let status = std::process::Command::new(program)
+            .args(["--exact", test, "--nocapture"])
+            .env(CHILD, "1")
+            .status()
+            .expect("the child starts");
+        assert!(status.success());
+        return;
+    }
+    let world = World::new(World::config());
+    let (uplink, one) = (world.port(0), world.port(1));
+    world.publish(topology(1, 1, true));
+    let measure = |what: &str| {
+        std::thread::sleep(Duration::from_millis(300));
+        let (before, start) = (worker_seconds(), Instant::now());
+        let sleeps = world.plane.workers()[0].sleeps;
+        std::thread::sleep(Duration::from_secs(3));
+        let share = (worker_seconds() - before) / start.elapsed().as_secs_f64();
+        let sleeps = world.plane.workers()[0].sleeps - sleeps;
+        println!("{what}: {:.2} % of a core, {} sleeps a second", share * 100.0, sleeps / 3);
+        share
+    };
+    let timer = measure("idle, one port looked at every millisecond");
+    world.plane.remove_port(flow::PortId(1)).expect("the port is removed");
+    let doorbell = measure("idle, uplink with a doorbell");
+    assert!(timer < 0.03, "{timer}");
+    assert!(doorbell < 0.003, "{doorbell}");
+    drop(one);
+    // The doorbell wakes: an ARP request for our address after a pause.
+    let request = {
+        let arp = flow::wire::ArpRepr {
+            operation: 1,
+            sender_mac: PEER_HOST_MAC,
+            sender_ip: PEER_VTEP,
+            target_mac: flow::MacAddr::ZERO,
+            target_ip: VTEP,
+        };
+        let eth = flow::wire::EthernetRepr {
+            dst: flow::MacAddr::BROADCAST,
+            src: PEER_HOST_MAC,
+            vlan: None,
+            ethertype: flow::wire::ethertype::ARP,
+        };
+        eth.emit(&arp.emit())
+    };
+    let mut times = Vec::new();
+    for _ in 0..20 {
+        std::thread::sleep(Duration::from_millis(60));
+        let start = Instant::now();
+        uplink.send(&request);
+        uplink.recv();
+        times.push(start.elapsed());
+    }
+    times.sort();
+    println!("first packet after a pause: median {:?}, slowest {:?}", times[10], times[19]);
+    // Without the doorbell it would take up to the 250 ms of the longest sleep.
+    assert!(times[10] < Duration::from_millis(20), "{times:?}");
+}
