@@ -5,11 +5,11 @@
 
 use crate::Error;
 use crate::config::Config;
-use crate::counters::{Counters, PortBlock, WorkerStats};
+use crate::counters::PortBlock;
 use crate::fabric::{Exit, Fabric, Handoff, Link};
 use crate::input::{DeviceWake, Source, interrupt_of};
 use crate::message::{Command, PortParts, WorkerHandle};
-use crate::record::{Event, FlowDump, FlowFilter, Trace};
+use crate::record::Event;
 use crate::ring::{Consumer, Producer, ring};
 use crate::uplink_doorbell::UplinkDoorbell;
 use crate::wake::{Bed, Doorbell};
@@ -39,22 +39,22 @@ pub enum Wake {
     Timer,
 }
 
-struct PortRecord {
-    worker: usize,
-    block: Arc<PortBlock>,
+pub(crate) struct PortRecord {
+    pub(crate) worker: usize,
+    pub(crate) block: Arc<PortBlock>,
     /// Dropped after its queues: it stops and closes the device.
     device: Option<dpdk::Port>,
 }
 
 #[derive(Default)]
-struct State {
-    ports: BTreeMap<PortId, PortRecord>,
+pub(crate) struct State {
+    pub(crate) ports: BTreeMap<PortId, PortRecord>,
     /// What removed ports counted.
-    gone_drops: Vec<u64>,
-    gone_hits: u64,
-    gone_misses: u64,
+    pub(crate) gone_drops: Vec<u64>,
+    pub(crate) gone_hits: u64,
+    pub(crate) gone_misses: u64,
     /// The router in use, and older ones that a worker may still hold.
-    router: Option<Arc<VRouter>>,
+    pub(crate) router: Option<Arc<VRouter>>,
     retired: Vec<Arc<VRouter>>,
 }
 
@@ -62,11 +62,11 @@ struct State {
 ///
 /// Dropping it ends the workers, and stops and closes the devices it was given.
 pub struct Dataplane {
-    config: Config,
-    pool: Mempool,
-    handles: Vec<WorkerHandle>,
+    pub(crate) config: Config,
+    pub(crate) pool: Mempool,
+    pub(crate) handles: Vec<WorkerHandle>,
     threads: Vec<JoinHandle<()>>,
-    events: Mutex<Option<Receiver<Event>>>,
+    pub(crate) events: Mutex<Option<Receiver<Event>>>,
     state: Mutex<State>,
 }
 
@@ -414,175 +414,11 @@ impl Dataplane {
         self.handle(worker)?.tell(Command::Inject(out, packet))
     }
 
-    /// What the packet path tells the control side. There is one receiver: `None` after the first
-    /// call.
-    pub fn events(&self) -> Option<Receiver<Event>> {
-        self.events
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()
-    }
-
-    /// At most `limit` of the flows that match.
-    ///
-    /// # Errors
-    /// A worker has ended.
-    pub fn flows(&self, filter: &FlowFilter, limit: usize) -> Result<FlowDump, Error> {
-        let mut dump = FlowDump {
-            total: self.flow_count(),
-            ..FlowDump::default()
-        };
-        for handle in &self.handles {
-            let mut from = 0;
-            loop {
-                // One more than is asked for says whether there are more.
-                let room = (limit - dump.flows.len()).saturating_add(1);
-                let filter = filter.clone();
-                let slice = handle.ask(|reply| Command::Dump {
-                    from,
-                    limit: room,
-                    filter,
-                    reply,
-                })?;
-                dump.flows.extend(slice.flows);
-                if dump.flows.len() > limit {
-                    dump.flows.truncate(limit);
-                    dump.truncated = true;
-                    return Ok(dump);
-                }
-                match slice.next {
-                    Some(next) => from = next,
-                    None => break,
-                }
-            }
-        }
-        Ok(dump)
-    }
-
-    fn flow_count(&self) -> usize {
-        self.handles
-            .iter()
-            .map(|handle| handle.block.flows.get() as usize)
-            .sum()
-    }
-
-    /// What was counted so far.
-    pub fn counters(&self) -> Counters {
-        let state = self.state();
-        let ports: Vec<_> = state
-            .ports
-            .iter()
-            .map(|(id, port)| (*id, port.block.read()))
-            .collect();
-        let mut drops: [u64; DropReason::COUNT] =
-            std::array::from_fn(|n| state.gone_drops.get(n).copied().unwrap_or(0));
-        let orphans = self.handles.iter().map(|handle| handle.orphans.read());
-        for block in ports.iter().map(|(_, block)| block.clone()).chain(orphans) {
-            for (total, count) in drops.iter_mut().zip(block.drops) {
-                *total += count;
-            }
-        }
-        let of_workers =
-            |count: fn(&WorkerHandle) -> u64| self.handles.iter().map(count).sum::<u64>();
-        Counters {
-            hits: state.gone_hits + ports.iter().map(|(_, port)| port.hits).sum::<u64>(),
-            misses: state.gone_misses + ports.iter().map(|(_, port)| port.misses).sum::<u64>(),
-            drops,
-            ports,
-            flows: self.flow_count(),
-            capacity: self.config.flow_capacity / self.config.workers * self.config.workers,
-            evicted: of_workers(|handle| handle.block.evicted.get()),
-            expired: of_workers(|handle| handle.block.expired.get()),
-            buffers_free: self.pool.available(),
-            buffers: self.config.buffers,
-        }
-    }
-
-    /// What each worker does.
-    pub fn workers(&self) -> Vec<WorkerStats> {
-        let state = self.state();
-        let stats = self.handles.iter().map(|handle| {
-            let ports = state
-                .ports
-                .iter()
-                .filter(|(_, port)| port.worker == handle.index);
-            WorkerStats {
-                index: handle.index,
-                core: handle.core,
-                ports: ports.map(|(id, _)| *id).collect(),
-                loops: handle.block.loops.get(),
-                busy_cycles: handle.block.busy.get(),
-                idle_cycles: handle.block.idle.get(),
-                asleep_cycles: handle.block.asleep.get(),
-                cycles_hz: dpdk::cycles_hz(),
-                sleeps: handle.block.sleeps.get(),
-                handed_off: handle.block.handed_off.get(),
-                recompiled: handle.block.recompiled.get(),
-                flows: handle.block.flows.get() as usize,
-                events_lost: handle.block.events_lost.get(),
-                epoch: handle.block.epoch.get(),
-            }
-        });
-        stats.collect()
-    }
-
-    /// What would happen to a packet that comes in at a port, by the code that would do it. Nothing
-    /// is sent or installed.
-    ///
-    /// # Errors
-    /// There is no such port.
-    pub fn trace(&self, in_port: PortId, packet: &[u8]) -> Result<Trace, Error> {
-        let (worker, router) = {
-            let state = self.state();
-            let port = state
-                .ports
-                .get(&in_port)
-                .ok_or(Error::NoSuchPort(in_port))?;
-            (port.worker, state.router.clone())
-        };
-        let uplink = in_port == PortId::UPLINK;
-        let parsed = if uplink {
-            flow::parse_tunnel(packet, in_port)
-        } else {
-            flow::parse(packet, in_port)
-        };
-        let mut trace = Trace {
-            key: parsed.map(|parsed| parsed.key),
-            installed: None,
-            steps: Vec::new(),
-            verdict: None,
-            execution: None,
-        };
-        let Ok(parsed) = parsed else { return Ok(trace) };
-        trace.installed = self
-            .handle(worker)?
-            .ask(|reply| Command::Lookup(parsed.key, reply))?;
-        let Some(router) = router else {
-            trace
-                .steps
-                .push("No router has been published yet.".to_owned());
-            return Ok(trace);
-        };
-        let explanation = router.explain(&parsed, packet);
-        let actions = match &explanation.verdict {
-            vrouter::Verdict::Flow { actions, .. } | vrouter::Verdict::Once { actions } => {
-                Some(actions)
-            }
-            _ => None,
-        };
-        trace.execution = actions.map(|actions| {
-            flow::reference::execute(actions, flow::reference::Packet::complete(packet.to_vec()))
-        });
-        trace.steps = explanation.steps;
-        trace.verdict = Some(explanation.verdict);
-        Ok(trace)
-    }
-
-    fn handle(&self, worker: usize) -> Result<&WorkerHandle, Error> {
+    pub(crate) fn handle(&self, worker: usize) -> Result<&WorkerHandle, Error> {
         self.handles.get(worker).ok_or(Error::WorkerGone { worker })
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

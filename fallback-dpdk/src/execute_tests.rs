@@ -15,7 +15,13 @@ struct Kept {
 
 impl Outputs for Kept {
     fn copy(&mut self, port: PortId, packet: &Mbuf, csum: Option<PartialCsum>) {
-        self.outputs.push((port, Packet { bytes: packet.data().to_vec(), partial_csum: csum }));
+        self.outputs.push((
+            port,
+            Packet {
+                bytes: packet.data().to_vec(),
+                partial_csum: csum,
+            },
+        ));
     }
 
     fn give(&mut self, port: PortId, packet: Mbuf, csum: Option<PartialCsum>) {
@@ -26,7 +32,9 @@ impl Outputs for Kept {
 
 fn run(actions: &[Action], packet: &Packet, parsed: &Parsed, pool: &Mempool) -> (Kept, Outcome) {
     let mut mbuf = pool.alloc().expect("a buffer is free");
-    mbuf.append(packet.bytes.len()).expect("it fits").copy_from_slice(&packet.bytes);
+    mbuf.append(packet.bytes.len())
+        .expect("it fits")
+        .copy_from_slice(&packet.bytes);
     let mut kept = Kept::default();
     let program = Program::new(actions.to_vec());
     let outcome = execute(&program, mbuf, packet.partial_csum, parsed, pool, &mut kept);
@@ -40,14 +48,21 @@ fn agree(actions: &[Action], packet: &Packet, parsed: &Parsed) -> Result<(), Tes
     prop_assert_eq!(outcome, expected.outcome, "{:?}", actions);
     prop_assert_eq!(&kept.outputs, &expected.outputs, "{:?}", actions);
     let gives = matches!(actions.last(), Some(Action::Output(_))) && outcome == Outcome::Done;
-    prop_assert_eq!(kept.given, usize::from(gives), "a last output takes the buffer itself");
+    prop_assert_eq!(
+        kept.given,
+        usize::from(gives),
+        "a last output takes the buffer itself"
+    );
     Ok(())
 }
 
 /// Both ways a packet may have been parsed when it came in.
 fn agree_as_parsed(actions: &[Action], packet: &Packet) -> Result<usize, TestCaseError> {
     let mut tried = 0;
-    for parsed in [flow::parse(&packet.bytes, PortId(1)), flow::parse_tunnel(&packet.bytes, PortId(0))] {
+    for parsed in [
+        flow::parse(&packet.bytes, PortId(1)),
+        flow::parse_tunnel(&packet.bytes, PortId(0)),
+    ] {
         if let Ok(parsed) = parsed {
             agree(actions, packet, &parsed)?;
             tried += 1;
@@ -96,7 +111,12 @@ fn a_packet_without_headroom_moves_to_another_buffer() {
     };
     let packet = Packet::complete(vec![0x5a; 60]);
     let parsed = flow::parse(&packet.bytes, PortId(1)).expect("an unknown EtherType parses");
-    let actions = [Action::EncapVxlan(outer), Action::EncapVxlan(outer), Action::EncapVxlan(outer), Action::Output(PortId(1))];
+    let actions = [
+        Action::EncapVxlan(outer),
+        Action::EncapVxlan(outer),
+        Action::EncapVxlan(outer),
+        Action::Output(PortId(1)),
+    ];
     agree(&actions, &packet, &parsed).expect("the same as the reference");
 }
 
@@ -106,7 +126,9 @@ fn a_packet_that_outgrows_its_buffer_is_dropped_for_want_of_one() {
     let pool = Mempool::new(eal, "small", 64, 1600, None).expect("a pool");
     let packet = Packet::complete(vec![0x5a; 1590]);
     let parsed = flow::parse(&packet.bytes, PortId(1)).expect("an unknown EtherType parses");
-    let actions: Vec<_> = std::iter::repeat_n(Action::PushVlan(1), 40).chain([Action::Output(PortId(1))]).collect();
+    let actions: Vec<_> = std::iter::repeat_n(Action::PushVlan(1), 40)
+        .chain([Action::Output(PortId(1))])
+        .collect();
     let (kept, outcome) = run(&actions, &packet, &parsed, &pool);
     assert_eq!(outcome, Outcome::Dropped(DropReason::NoBuffer));
     assert!(kept.outputs.is_empty());

@@ -54,11 +54,16 @@ impl Exit {
     /// Looks which rings of a guest run.
     pub(crate) fn refresh(&mut self) {
         if let Exit::Vhost { rings, active } = self {
-            active.clear();
-            let running = rings.iter().enumerate().filter(|(_, ring)| ring.ready());
-            active.extend(running.map(|(index, _)| index as u16));
+            running(rings, active);
         }
     }
+}
+
+/// Which of the rings run.
+fn running(rings: &[GuestRx], active: &mut Vec<u16>) {
+    active.clear();
+    let running = rings.iter().enumerate().filter(|(_, ring)| ring.ready());
+    active.extend(running.map(|(index, _)| index as u16));
 }
 
 struct Output {
@@ -297,6 +302,10 @@ impl Sending<'_> {
         };
         match &mut output.exit {
             Exit::Vhost { rings, active } => {
+                if active.is_empty() {
+                    // Its rings may have started since this turn began.
+                    running(rings, active);
+                }
                 let Some(index) = active.get(self.hash as usize % active.len().max(1)) else {
                     return output.block.dropped(DropReason::PortDown);
                 };

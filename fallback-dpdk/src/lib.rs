@@ -16,7 +16,7 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | `control.rs` | [`Dataplane`]: what the agent calls |
+//! | `control.rs`, `inspect.rs` | [`Dataplane`]: what the agent calls to change, and to look |
 //! | `message.rs` | the protocol between control side and workers |
 //! | `worker.rs` | the loop: poll, look up, execute, age, sleep |
 //! | `slow_path.rs` | first packets, punts, answers, rate limits |
@@ -42,15 +42,16 @@ mod execute;
 mod fabric;
 mod idle;
 mod input;
+mod inspect;
 mod message;
 mod record;
 mod ring;
 mod slow_path;
 mod table;
-mod uplink_doorbell;
-mod wake;
 #[cfg(test)]
 mod testbed;
+mod uplink_doorbell;
+mod wake;
 mod worker;
 
 pub use config::Config;

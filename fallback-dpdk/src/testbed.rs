@@ -20,5 +20,6 @@ pub(crate) fn eal() -> &'static Eal {
 /// Buffers for single packets.
 pub(crate) fn pool() -> Mempool {
     static POOL: OnceLock<Mempool> = OnceLock::new();
-    POOL.get_or_init(|| Mempool::new(eal(), "test", 512, 4096, None).expect("a pool")).clone()
+    POOL.get_or_init(|| Mempool::new(eal(), "test", 512, 4096, None).expect("a pool"))
+        .clone()
 }

@@ -23,7 +23,10 @@ fn the_first_packet_makes_a_flow_and_the_next_ones_use_it() {
     assert_eq!((from.rx_packets, from.misses, from.hits), (10, 1, 9));
     assert_eq!(from.rx_bytes, 10 * 82);
     assert_eq!((to.tx_packets, to.tx_bytes, to.rx_packets), (10, 820, 0));
-    let dump = world.plane.flows(&FlowFilter::default(), 100).expect("the worker answers");
+    let dump = world
+        .plane
+        .flows(&FlowFilter::default(), 100)
+        .expect("the worker answers");
     assert_eq!(dump.flows.len(), 1);
     let flow = &dump.flows[0];
     assert_eq!((flow.packets, flow.bytes, flow.epoch), (10, 820, 1));
@@ -50,7 +53,10 @@ fn a_station_of_another_host_is_reached_through_the_tunnel_and_answers() {
         assert_eq!(one.recv(), datagram(101, 1, 2000, b"and back"));
     }
     let counters = world.counters();
-    assert_eq!((counters.misses, counters.hits, counters.flows), (2, 4, counters.flows));
+    assert_eq!(
+        (counters.misses, counters.hits, counters.flows),
+        (2, 4, counters.flows)
+    );
 }
 
 /// As the other host sends it.
@@ -74,8 +80,17 @@ fn a_hop_limit_that_runs_out_is_answered_by_the_gateway() {
     let world = World::new(World::config());
     let (one, two) = (world.port(1), world.port(2));
     world.publish(topology(1, 2, true));
-    let through_gateway =
-        |ttl| frame(mac(1), GATEWAY_MAC, address(1), routed(2), ttl, 1000, b"by way of the gateway");
+    let through_gateway = |ttl| {
+        frame(
+            mac(1),
+            GATEWAY_MAC,
+            address(1),
+            routed(2),
+            ttl,
+            1000,
+            b"by way of the gateway",
+        )
+    };
     one.send(&through_gateway(64));
     let arrived = two.recv();
     assert_eq!(&arrived[0..6], &mac(2).0);
@@ -83,11 +98,18 @@ fn a_hop_limit_that_runs_out_is_answered_by_the_gateway() {
     // The flow exists: this one stops in the middle of its list.
     one.send(&through_gateway(1));
     let error = one.recv();
-    assert_eq!((error[14 + 9], error[34], error[35]), (1, 11, 0), "ICMP time exceeded: {error:02x?}");
+    assert_eq!(
+        (error[14 + 9], error[34], error[35]),
+        (1, 11, 0),
+        "ICMP time exceeded: {error:02x?}"
+    );
     // It quotes the packet as it came.
     assert_eq!(&error[42..62], &through_gateway(1)[14..34]);
     two.quiet();
-    assert_eq!(world.port_counters(1).drops[DropReason::TtlExceeded as usize], 1);
+    assert_eq!(
+        world.port_counters(1).drops[DropReason::TtlExceeded as usize],
+        1
+    );
 }
 
 #[test]
@@ -123,18 +145,29 @@ fn arp_request(from: u8, to: u8) -> Vec<u8> {
 fn an_unresolved_next_hop_is_told_and_its_answer_too() {
     let world = World::new(World::config());
     let (uplink, one) = (world.port(0), world.port(1));
-    let events = world.plane.events().expect("the first caller gets the receiver");
+    let events = world
+        .plane
+        .events()
+        .expect("the first caller gets the receiver");
     assert!(world.plane.events().is_none());
     world.publish(topology(1, 1, false));
     one.send(&datagram(1, 101, 1000, b"nobody knows where"));
     let wait = Duration::from_secs(10);
-    assert_eq!(events.recv_timeout(wait), Ok(Event::Unresolved { ip: IpAddr::V4(PEER_VTEP) }));
+    assert_eq!(
+        events.recv_timeout(wait),
+        Ok(Event::Unresolved {
+            ip: IpAddr::V4(PEER_VTEP)
+        })
+    );
     wait_for("the drop to be counted", || {
         world.port_counters(1).drops[DropReason::UnderlayUnresolved as usize] == 1
     });
     let underlay = topology(1, 1, false).underlay.expect("there is one");
     let request = vrouter::underlay_arp_request(&underlay, IpAddr::V4(PEER_VTEP));
-    world.plane.inject(PortId::UPLINK, request.clone()).expect("the uplink exists");
+    world
+        .plane
+        .inject(PortId::UPLINK, request.clone())
+        .expect("the uplink exists");
     assert_eq!(uplink.recv(), request);
     let reply = flow::wire::ArpRepr {
         operation: 2,
@@ -150,21 +183,37 @@ fn an_unresolved_next_hop_is_told_and_its_answer_too() {
         ethertype: flow::wire::ethertype::ARP,
     };
     uplink.send(&eth.emit(&reply.emit()));
-    let learned = Event::Learned { ip: IpAddr::V4(PEER_VTEP), mac: PEER_HOST_MAC };
+    let learned = Event::Learned {
+        ip: IpAddr::V4(PEER_VTEP),
+        mac: PEER_HOST_MAC,
+    };
     assert_eq!(events.recv_timeout(wait), Ok(learned));
     world.publish(topology(2, 1, true));
     one.send(&datagram(1, 101, 1000, b"now it is known"));
-    assert_eq!(flow::parse_tunnel(&uplink.recv(), PortId(0)).expect("a tunnel packet").key.tunnel.vni, VNI);
+    assert_eq!(
+        flow::parse_tunnel(&uplink.recv(), PortId(0))
+            .expect("a tunnel packet")
+            .key
+            .tunnel
+            .vni,
+        VNI
+    );
 }
 
 #[test]
 fn two_workers_hand_packets_to_each_other() {
-    let config = Config { workers: 2, ..World::config() };
+    let config = Config {
+        workers: 2,
+        ..World::config()
+    };
     let world = World::new(config);
     let (one, two) = (world.port(1), world.port(2));
     world.publish(topology(1, 2, true));
     let workers = world.plane.workers();
-    assert_eq!(workers.iter().map(|w| w.ports.len()).collect::<Vec<_>>(), [1, 1]);
+    assert_eq!(
+        workers.iter().map(|w| w.ports.len()).collect::<Vec<_>>(),
+        [1, 1]
+    );
     for n in 0..200u8 {
         one.send(&datagram(1, 2, 1000, &[n; 40]));
         assert_eq!(two.recv(), datagram(1, 2, 1000, &[n; 40]));
@@ -181,17 +230,33 @@ fn a_trace_tells_what_would_happen_and_touches_nothing() {
     let world = World::new(World::config());
     let (one, two) = (world.port(1), world.port(2));
     let packet = datagram(1, 2, 1000, b"what if");
-    let before = world.plane.trace(PortId(1), &packet).expect("the port exists");
+    let before = world
+        .plane
+        .trace(PortId(1), &packet)
+        .expect("the port exists");
     assert!(before.verdict.is_none() && before.installed.is_none());
     world.publish(topology(1, 2, true));
-    let trace = world.plane.trace(PortId(1), &packet).expect("the port exists");
+    let trace = world
+        .plane
+        .trace(PortId(1), &packet)
+        .expect("the port exists");
     assert!(trace.installed.is_none() && !trace.steps.is_empty());
     let execution = trace.execution.expect("it is forwarded");
     assert_eq!(execution.outputs[0].0, PortId(2));
     two.quiet();
     one.send(&packet);
     assert_eq!(two.recv(), execution.outputs[0].1.bytes);
-    let after = world.plane.trace(PortId(1), &packet).expect("the port exists");
+    let after = world
+        .plane
+        .trace(PortId(1), &packet)
+        .expect("the port exists");
     assert_eq!(after.installed.map(|flow| flow.packets), Some(1));
-    assert_eq!(world.plane.trace(PortId(1), &packet[..20]).expect("the port exists").key, Err(DropReason::Malformed));
+    assert_eq!(
+        world
+            .plane
+            .trace(PortId(1), &packet[..20])
+            .expect("the port exists")
+            .key,
+        Err(DropReason::Malformed)
+    );
 }

@@ -9,10 +9,17 @@ fn worker_seconds() -> f64 {
     let mut ticks = 0.0;
     let tasks = std::fs::read_dir("/proc/self/task").expect("/proc is mounted");
     for task in tasks.flatten() {
-        let Ok(stat) = std::fs::read_to_string(task.path().join("schedstat")) else { continue };
-        let Ok(name) = std::fs::read_to_string(task.path().join("comm")) else { continue };
+        let Ok(stat) = std::fs::read_to_string(task.path().join("schedstat")) else {
+            continue;
+        };
+        let Ok(name) = std::fs::read_to_string(task.path().join("comm")) else {
+            continue;
+        };
         if name.starts_with("fv-worker") {
-            let spent = stat.split_whitespace().next().and_then(|n| n.parse::<f64>().ok());
+            let spent = stat
+                .split_whitespace()
+                .next()
+                .and_then(|n| n.parse::<f64>().ok());
             ticks += spent.unwrap_or(0.0) / 1e9;
         }
     }
@@ -44,11 +51,18 @@ fn an_idle_worker_costs_less_than_three_hundredths_of_a_core() {
         std::thread::sleep(Duration::from_secs(3));
         let share = (worker_seconds() - before) / start.elapsed().as_secs_f64();
         let sleeps = world.plane.workers()[0].sleeps - sleeps;
-        println!("{what}: {:.2} % of a core, {} sleeps a second", share * 100.0, sleeps / 3);
+        println!(
+            "{what}: {:.2} % of a core, {} sleeps a second",
+            share * 100.0,
+            sleeps / 3
+        );
         share
     };
     let timer = measure("idle, one port looked at every millisecond");
-    world.plane.remove_port(flow::PortId(1)).expect("the port is removed");
+    world
+        .plane
+        .remove_port(flow::PortId(1))
+        .expect("the port is removed");
     let doorbell = measure("idle, uplink with a doorbell");
     assert!(timer < 0.03, "{timer}");
     assert!(doorbell < 0.003, "{doorbell}");
@@ -79,7 +93,10 @@ fn an_idle_worker_costs_less_than_three_hundredths_of_a_core() {
         times.push(start.elapsed());
     }
     times.sort();
-    println!("first packet after a pause: median {:?}, slowest {:?}", times[10], times[19]);
+    println!(
+        "first packet after a pause: median {:?}, slowest {:?}",
+        times[10], times[19]
+    );
     // Without the doorbell it would take up to the 250 ms of the longest sleep.
     assert!(times[10] < Duration::from_millis(20), "{times:?}");
 }

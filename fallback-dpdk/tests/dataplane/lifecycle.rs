@@ -9,14 +9,26 @@ use std::time::Duration;
 
 #[test]
 fn an_unused_flow_ages_out_and_a_used_one_stays() {
-    let config = Config { flow_idle: Duration::from_millis(1500), ..World::config() };
+    let config = Config {
+        flow_idle: Duration::from_millis(1500),
+        ..World::config()
+    };
     let world = World::new(config);
     let (one, two) = (world.port(1), world.port(2));
     world.publish(topology(1, 2, true));
-    let (quiet, busy) = (datagram(1, 2, 1000, b"once"), datagram(1, 2, 2000, b"often"));
+    let (quiet, busy) = (
+        datagram(1, 2, 1000, b"once"),
+        datagram(1, 2, 2000, b"often"),
+    );
     one.send(&quiet);
     two.recv();
-    let flows = || world.plane.flows(&FlowFilter::default(), 10).expect("the worker answers").flows;
+    let flows = || {
+        world
+            .plane
+            .flows(&FlowFilter::default(), 10)
+            .expect("the worker answers")
+            .flows
+    };
     let mut seen_both = false;
     wait_for("the quiet flow to age out", || {
         one.send(&busy);
@@ -27,8 +39,12 @@ fn an_unused_flow_ages_out_and_a_used_one_stays() {
         ports == [2000]
     });
     assert!(seen_both);
-    wait_for("the busy flow to age out once it is quiet", || flows().is_empty());
-    wait_for("the counters to follow", || world.counters().flows == 0 && world.counters().expired == 2);
+    wait_for("the busy flow to age out once it is quiet", || {
+        flows().is_empty()
+    });
+    wait_for("the counters to follow", || {
+        world.counters().flows == 0 && world.counters().expired == 2
+    });
     one.send(&quiet);
     assert_eq!(two.recv(), quiet);
 }
@@ -48,7 +64,11 @@ fn a_new_router_compiles_flows_again_and_their_counters_go_on() {
         one.send(&packet);
         two.recv();
     }
-    let flows = world.plane.flows(&FlowFilter::default(), 10).expect("the worker answers").flows;
+    let flows = world
+        .plane
+        .flows(&FlowFilter::default(), 10)
+        .expect("the worker answers")
+        .flows;
     assert_eq!(flows.len(), 1);
     assert_eq!((flows[0].packets, flows[0].epoch), (5, 2));
     assert_eq!(world.plane.workers()[0].recompiled, 1);
@@ -57,7 +77,11 @@ fn a_new_router_compiles_flows_again_and_their_counters_go_on() {
     world.publish(topology(3, 1, true));
     one.send(&packet);
     two.quiet();
-    let dropped = world.port_counters(1).dropped().map(|(_, count)| count).sum::<u64>();
+    let dropped = world
+        .port_counters(1)
+        .dropped()
+        .map(|(_, count)| count)
+        .sum::<u64>();
     assert_eq!(dropped, 1);
 }
 
@@ -76,10 +100,22 @@ fn ports_are_named_once_and_have_to_exist() {
     let (device, _wire) = world.namespace.wire("again");
     let refused = world.plane.add_ethdev(PortId(1), device, None);
     assert!(matches!(refused, Err(Error::PortExists(PortId(1)))));
-    assert!(matches!(world.plane.remove_port(PortId(9)), Err(Error::NoSuchPort(PortId(9)))));
-    assert!(matches!(world.plane.inject(PortId(9), vec![0; 60]), Err(Error::NoSuchPort(_))));
-    assert!(matches!(world.plane.inject(PortId(1), vec![0; 5000]), Err(Error::TooLong { .. })));
-    assert!(matches!(world.plane.trace(PortId(9), &[0; 60]), Err(Error::NoSuchPort(_))));
+    assert!(matches!(
+        world.plane.remove_port(PortId(9)),
+        Err(Error::NoSuchPort(PortId(9)))
+    ));
+    assert!(matches!(
+        world.plane.inject(PortId(9), vec![0; 60]),
+        Err(Error::NoSuchPort(_))
+    ));
+    assert!(matches!(
+        world.plane.inject(PortId(1), vec![0; 5000]),
+        Err(Error::TooLong { .. })
+    ));
+    assert!(matches!(
+        world.plane.trace(PortId(9), &[0; 60]),
+        Err(Error::NoSuchPort(_))
+    ));
 }
 
 struct EndFlood<'a>(&'a AtomicBool);
@@ -93,7 +129,10 @@ impl Drop for EndFlood<'_> {
 #[test]
 fn a_port_is_removed_under_traffic_and_comes_back() {
     for workers in [1, 2] {
-        let world = World::new(Config { workers, ..World::config() });
+        let world = World::new(Config {
+            workers,
+            ..World::config()
+        });
         let one = world.port(1);
         let stop = AtomicBool::new(false);
         world.publish(topology(1, 2, true));
@@ -112,13 +151,25 @@ fn a_port_is_removed_under_traffic_and_comes_back() {
             for round in 0..3 {
                 let device = format!("r{workers}{round}");
                 let (port, wire) = world.namespace.wire(&device);
-                world.plane.add_ethdev(PortId(2), port, None).expect("the port is added");
+                // The driver looks for its interface in the caller's namespace.
+                let added = world
+                    .namespace
+                    .run(|| world.plane.add_ethdev(PortId(2), port, None));
+                added.expect("the port is added");
                 let other = datagram(2, 1, round, b"back");
                 wire.recv();
                 wire.send(&other);
-                wait_for("its packet to come in", || world.port_counters(2).rx_packets > 0);
-                world.plane.remove_port(PortId(2)).expect("the port is removed");
-                let left = world.plane.flows(&FlowFilter::default(), 5000).expect("the workers answer");
+                wait_for("its packet to come in", || {
+                    world.port_counters(2).rx_packets > 0
+                });
+                world
+                    .plane
+                    .remove_port(PortId(2))
+                    .expect("the port is removed");
+                let left = world
+                    .plane
+                    .flows(&FlowFilter::default(), 5000)
+                    .expect("the workers answer");
                 assert!(left.flows.iter().all(|flow| flow.key.in_port != PortId(2)));
             }
             let missing = world.drops(DropReason::NoSuchPort);
@@ -129,8 +180,13 @@ fn a_port_is_removed_under_traffic_and_comes_back() {
             flood.join().expect("the flood ends");
         });
         let total = world.counters().buffers;
-        world.plane.remove_port(PortId(1)).expect("the port is removed");
+        world
+            .plane
+            .remove_port(PortId(1))
+            .expect("the port is removed");
         // Nothing is in a device any more; workers keep a cache.
-        wait_for("the buffers to come home", || world.counters().buffers_free == total);
+        wait_for("the buffers to come home", || {
+            world.counters().buffers_free == total
+        });
     }
 }

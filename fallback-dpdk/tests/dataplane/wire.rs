@@ -35,7 +35,10 @@ pub fn unique() -> u32 {
 pub fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
     while !done() {
-        assert!(start.elapsed() < Duration::from_secs(20), "waited 20 s for {what}");
+        assert!(
+            start.elapsed() < Duration::from_secs(20),
+            "waited 20 s for {what}"
+        );
         std::thread::sleep(Duration::from_millis(2));
     }
 }
@@ -56,18 +59,23 @@ impl Namespace {
     pub fn run<T: Send>(&self, body: impl FnOnce() -> T + Send) -> T {
         std::thread::scope(|scope| {
             let thread = scope.spawn(|| {
-                let file = File::open(format!("/run/netns/{}", self.name)).expect("the namespace exists");
+                let file =
+                    File::open(format!("/run/netns/{}", self.name)).expect("the namespace exists");
                 nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).expect("setns");
                 body()
             });
-            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            thread
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     }
 
     /// A wire: the DPDK device on one end, the test's socket on the other.
     pub fn wire(&self, name: &str) -> (dpdk::Port, Wire) {
         let (ours, theirs) = (format!("p{name}"), format!("w{name}"));
-        ip(&["-n", &self.name, "link", "add", &ours, "type", "veth", "peer", "name", &theirs]);
+        ip(&[
+            "-n", &self.name, "link", "add", &ours, "type", "veth", "peer", "name", &theirs,
+        ]);
         for iface in [&ours, &theirs] {
             // No router solicitations between our frames.
             self.run(|| {
@@ -81,7 +89,8 @@ impl Namespace {
                 ip(&["-n", &self.name, "-o", "link", "show", iface]).contains("state UP")
             });
         }
-        let devargs = dpdk::af_packet_devargs(&format!("{}x{}", std::process::id(), unique()), &ours, 1500);
+        let devargs =
+            dpdk::af_packet_devargs(&format!("{}x{}", std::process::id(), unique()), &ours, 1500);
         self.run(|| {
             let port = dpdk::Port::attach(&eal(), &devargs).expect("af_packet attaches to a veth");
             (port, Wire::new(&theirs))
@@ -91,13 +100,22 @@ impl Namespace {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
-        let _ = Command::new("ip").args(["netns", "delete", &self.name]).status();
+        let _ = Command::new("ip")
+            .args(["netns", "delete", &self.name])
+            .status();
     }
 }
 
 fn ip(arguments: &[&str]) -> String {
-    let output = Command::new("ip").args(arguments).output().expect("iproute2 is installed");
-    assert!(output.status.success(), "ip {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    let output = Command::new("ip")
+        .args(arguments)
+        .output()
+        .expect("iproute2 is installed");
+    assert!(
+        output.status.success(),
+        "ip {arguments:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
@@ -169,7 +187,8 @@ impl Wire {
 
     /// The next frame.
     pub fn recv(&self) -> Vec<u8> {
-        self.recv_within(Duration::from_secs(10)).expect("a frame arrives within 10 s")
+        self.recv_within(Duration::from_secs(10))
+            .expect("a frame arrives within 10 s")
     }
 
     /// No frame comes.

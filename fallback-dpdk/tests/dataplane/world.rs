@@ -47,7 +47,11 @@ pub fn topology(epoch: u64, ports: u8, resolved: bool) -> Topology {
             gateway: None,
             mac: UPLINK_MAC,
             mtu: 1500,
-            neighbours: if resolved { vec![(IpAddr::V4(PEER_VTEP), PEER_HOST_MAC)] } else { vec![] },
+            neighbours: if resolved {
+                vec![(IpAddr::V4(PEER_VTEP), PEER_HOST_MAC)]
+            } else {
+                vec![]
+            },
             answer_arp: true,
         }),
         networks: vec![Network {
@@ -80,7 +84,15 @@ pub fn topology(epoch: u64, ports: u8, resolved: bool) -> Topology {
 
 /// A datagram between stations of the first subnet.
 pub fn datagram(from: u8, to: u8, src_port: u16, payload: &[u8]) -> Vec<u8> {
-    frame(mac(from), mac(to), address(from), address(to), 64, src_port, payload)
+    frame(
+        mac(from),
+        mac(to),
+        address(from),
+        address(to),
+        64,
+        src_port,
+        payload,
+    )
 }
 
 pub fn frame(
@@ -92,9 +104,22 @@ pub fn frame(
     src_port: u16,
     payload: &[u8],
 ) -> Vec<u8> {
-    let udp = UdpRepr { src: IpAddr::V4(src), dst: IpAddr::V4(dst), src_port, dst_port: 9 };
-    let ip = Ipv4Repr { ttl, ..Ipv4Repr::new(src, dst, protocol::UDP) };
-    let eth = EthernetRepr { dst: eth_dst, src: eth_src, vlan: None, ethertype: ethertype::IPV4 };
+    let udp = UdpRepr {
+        src: IpAddr::V4(src),
+        dst: IpAddr::V4(dst),
+        src_port,
+        dst_port: 9,
+    };
+    let ip = Ipv4Repr {
+        ttl,
+        ..Ipv4Repr::new(src, dst, protocol::UDP)
+    };
+    let eth = EthernetRepr {
+        dst: eth_dst,
+        src: eth_src,
+        vlan: None,
+        ethertype: ethertype::IPV4,
+    };
     eth.emit(&ip.emit(&udp.emit(payload)))
 }
 
@@ -107,12 +132,20 @@ pub struct World {
 impl World {
     pub fn new(config: Config) -> Self {
         let plane = Dataplane::start(eal(), config).expect("the data plane starts");
-        World { plane, namespace: Namespace::new() }
+        World {
+            plane,
+            namespace: Namespace::new(),
+        }
     }
 
     /// A small configuration.
     pub fn config() -> Config {
-        Config { buffers: 4096, max_frame: 2048, flow_capacity: 4096, ..Config::default() }
+        Config {
+            buffers: 4096,
+            max_frame: 2048,
+            flow_capacity: 4096,
+            ..Config::default()
+        }
     }
 
     /// Adds a port on a wire.
@@ -122,13 +155,17 @@ impl World {
             let wake = Wake::Interface(format!("p{n}"));
             // The doorbell is for the uplink's packets only.
             let wake = if n == 0 { wake } else { Wake::Timer };
-            self.plane.add_ethdev(PortId(n), device, Some(wake)).expect("the port is added");
+            self.plane
+                .add_ethdev(PortId(n), device, Some(wake))
+                .expect("the port is added");
         });
         wire
     }
 
     pub fn publish(&self, topology: Topology) {
-        self.plane.publish(Arc::new(VRouter::new(topology).expect("the topology is valid")));
+        self.plane.publish(Arc::new(
+            VRouter::new(topology).expect("the topology is valid"),
+        ));
     }
 
     pub fn counters(&self) -> Counters {
@@ -137,7 +174,11 @@ impl World {
 
     pub fn port_counters(&self, n: u32) -> PortCounters {
         let ports = self.counters().ports;
-        ports.into_iter().find(|(id, _)| *id == PortId(n)).expect("the port exists").1
+        ports
+            .into_iter()
+            .find(|(id, _)| *id == PortId(n))
+            .expect("the port exists")
+            .1
     }
 
     pub fn drops(&self, reason: DropReason) -> u64 {
