@@ -58,21 +58,20 @@ fn agree(actions: &[Action], packet: &Packet, parsed: &Parsed) -> Result<(), Tes
 
 /// Both ways a packet may have been parsed when it came in.
 fn agree_as_parsed(actions: &[Action], packet: &Packet) -> Result<usize, TestCaseError> {
-    let mut tried = 0;
-    for parsed in [
+    let ways = [
         flow::parse(&packet.bytes, PortId(1)),
         flow::parse_tunnel(&packet.bytes, PortId(0)),
-    ] {
-        if let Ok(parsed) = parsed {
-            agree(actions, packet, &parsed)?;
-            tried += 1;
-        }
+    ];
+    let mut tried = 0;
+    for parsed in ways.into_iter().flatten() {
+        agree(actions, packet, &parsed)?;
+        tried += 1;
     }
     Ok(tried)
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(4000))]
+    #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
     fn any_list_on_any_packet_is_the_reference(packet in testing::input(), actions in testing::actions()) {

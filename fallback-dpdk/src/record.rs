@@ -31,10 +31,12 @@ pub struct FlowRecord {
 
 impl FlowRecord {
     pub(crate) fn new(entry: &Entry, worker: usize, now: u64, hz: u64) -> Self {
+        let hz = hz.max(1);
         let since = |then: u64| {
-            Duration::from_nanos_u128(
-                u128::from(now.saturating_sub(then)) * 1_000_000_000 / u128::from(hz.max(1)),
-            )
+            let ticks = now.saturating_sub(then);
+            // The rest is below one second's ticks, so this fits for clocks up to 18 GHz.
+            let nanos = ticks % hz * 1_000_000_000 / hz;
+            Duration::from_secs(ticks / hz) + Duration::from_nanos(nanos)
         };
         FlowRecord {
             key: entry.key,
