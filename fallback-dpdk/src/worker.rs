@@ -24,7 +24,7 @@ use crate::record::{Event, FlowRecord};
 use crate::ring::Consumer;
 use crate::slow_path::keep_for_punt;
 use crate::table::FlowTable;
-use crate::wake::{Bed, Doorbell};
+use crate::wake::{Bed, Doorbell, Woken};
 use dpdk::{BURST, Mbuf, Mempool, cycles};
 use flow::PortId;
 use std::net::IpAddr;
@@ -42,6 +42,9 @@ const DUMP_SLOTS: usize = 512;
 const PURGE: usize = 256;
 /// The longest sleep, in milliseconds: ageing goes on.
 const LONGEST_SLEEP_MS: u16 = 250;
+/// Sleeps of one millisecond after an event: a doorbell hears of a packet before the device's driver
+/// does, and on a loaded host the driver may be late by more than the worker polls on.
+const RESTLESS: u8 = 3;
 /// How often unresolved next hops are told, a second, and how many at once.
 const UNRESOLVED_RATE: u32 = 10;
 
@@ -90,6 +93,8 @@ pub(crate) struct Worker {
     pub(crate) original: Box<[u8]>,
     swept: u64,
     back_off: BackOff,
+    /// So many sleeps are short: an event may run ahead of its packet.
+    restless: u8,
 }
 
 impl Worker {
@@ -131,6 +136,7 @@ impl Worker {
             original: vec![0; usize::from(u16::MAX)].into(),
             swept: now,
             back_off: BackOff::new(hz, now),
+            restless: 0,
         }
     }
 
@@ -399,8 +405,15 @@ impl Worker {
         // A packet may have come before its device was armed.
         work = work || self.turn(burst, began) > 0;
         if !work {
+            if let Some(rest) = self.restless.checked_sub(1) {
+                self.restless = rest;
+                longest = longest.min(1);
+            }
             let why = self.bed.sleep(longest);
             let now = cycles();
+            if why == Woken::Event {
+                self.restless = RESTLESS;
+            }
             self.block.sleeps.add(1);
             self.block.asleep.add(now.saturating_sub(began));
             self.back_off.woke(why, now.saturating_sub(began), now);

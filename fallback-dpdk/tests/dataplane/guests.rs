@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use xvio::{Backend, BackendConfig, Offer, SocketMode};
 
 /// A guest: its driver's queues, and the backend that serves it.
-struct Guest {
+pub struct Guest {
     rx: RxQueue,
     tx: TxQueue,
     pool: Mempool,
@@ -20,7 +20,7 @@ struct Guest {
 }
 
 impl Guest {
-    fn new(world: &World, n: u8) -> Self {
+    pub fn new(world: &World, n: u8) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let socket = folder.path().join("guest.sock");
         let config = BackendConfig {
@@ -71,7 +71,7 @@ impl Guest {
         guest
     }
 
-    fn send(&mut self, frame: &[u8]) {
+    pub fn send(&mut self, frame: &[u8]) {
         let mut burst = MbufBurst::new();
         let mut packet = self.pool.alloc().expect("a buffer");
         packet
@@ -102,7 +102,7 @@ impl Guest {
         Some(burst[0].data().to_vec())
     }
 
-    fn recv(&mut self) -> Vec<u8> {
+    pub fn recv(&mut self) -> Vec<u8> {
         self.recv_within(Duration::from_secs(10))
             .expect("a packet arrives within 10 s")
     }
