@@ -5,7 +5,9 @@ mod support;
 use api::v1;
 use dpdk::{Eal, EalConfig, Hugepages, MbufBurst, Mempool, Port, PortConfig, RxQueue, TxQueue};
 use flow::MacAddr;
-use flow::wire::{ArpRepr, EthernetFrame, EthernetRepr, Ipv4Repr, UdpRepr, arp, ethertype, protocol};
+use flow::wire::{
+    ArpRepr, EthernetFrame, EthernetRepr, Ipv4Repr, UdpRepr, arp, ethertype, protocol,
+};
 use nix::sys::signal::Signal;
 use std::net::Ipv4Addr;
 use std::path::Path;
@@ -54,7 +56,14 @@ impl Guest {
         port.configure(&PortConfig::new(pool.clone())).unwrap();
         port.start().unwrap();
         let (rx, tx) = (port.rx_queue(0).unwrap(), port.tx_queue(0).unwrap());
-        Guest { rx, tx, pool, mac, ip: Ipv4Addr::new(10, 0, 0, number), port }
+        Guest {
+            rx,
+            tx,
+            pool,
+            mac,
+            ip: Ipv4Addr::new(10, 0, 0, number),
+            port,
+        }
     }
 
     fn send(&mut self, frame: &[u8]) {
@@ -83,19 +92,40 @@ impl Guest {
             target_ip: target,
         };
         let dst = MacAddr::BROADCAST;
-        EthernetRepr { dst, src: self.mac, vlan: None, ethertype: ethertype::ARP }
-            .emit(&request.emit())
+        EthernetRepr {
+            dst,
+            src: self.mac,
+            vlan: None,
+            ethertype: ethertype::ARP,
+        }
+        .emit(&request.emit())
     }
 
     fn datagram(&self, src: Ipv4Addr, to: &Guest, text: &[u8]) -> Vec<u8> {
-        let udp = UdpRepr { src: src.into(), dst: to.ip.into(), src_port: 4000, dst_port: 4001 };
+        let udp = UdpRepr {
+            src: src.into(),
+            dst: to.ip.into(),
+            src_port: 4000,
+            dst_port: 4001,
+        };
         let ip = Ipv4Repr::new(src, to.ip, protocol::UDP).emit(&udp.emit(text));
-        EthernetRepr { dst: to.mac, src: self.mac, vlan: None, ethertype: ethertype::IPV4 }.emit(&ip)
+        EthernetRepr {
+            dst: to.mac,
+            src: self.mac,
+            vlan: None,
+            ethertype: ethertype::IPV4,
+        }
+        .emit(&ip)
     }
 }
 
 /// Sends again and again until what is sent has arrived.
-fn until_arrived(what: &str, from: &mut Guest, frame: &[u8], mut arrived: impl FnMut(&mut Guest) -> bool) {
+fn until_arrived(
+    what: &str,
+    from: &mut Guest,
+    frame: &[u8],
+    mut arrived: impl FnMut(&mut Guest) -> bool,
+) {
     let deadline = Instant::now() + PATIENCE;
     loop {
         from.send(frame);
@@ -128,21 +158,38 @@ fn reaches_gateway(guest: &mut Guest) {
 fn exchange(a: &mut Guest, b: &mut Guest, text: &str) {
     let there = a.datagram(a.ip, b, format!("{text}, there").as_bytes());
     let back = b.datagram(b.ip, a, format!("{text}, back").as_bytes());
-    until_arrived(text, a, &there, |_| ends_with(b, format!("{text}, there").as_bytes()));
-    until_arrived(text, b, &back, |_| ends_with(a, format!("{text}, back").as_bytes()));
+    until_arrived(text, a, &there, |_| {
+        ends_with(b, format!("{text}, there").as_bytes())
+    });
+    until_arrived(text, b, &back, |_| {
+        ends_with(a, format!("{text}, back").as_bytes())
+    });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_guests_talk_and_the_agent_says_so_also_after_kill_9() {
-    let ports = format!("{}{}", port("a", 10, ""), port("b", 11, "mode = \"client\""));
+    let ports = format!(
+        "{}{}",
+        port("a", 10, ""),
+        port("b", 11, "mode = \"client\"")
+    );
     let mut host = Host::start(&format!("{HEAD}{BLUE}{ports}")).await;
-    host.until("ready", |ports| is_ready(ports, "a") && is_ready(ports, "b")).await;
+    host.until("ready", |ports| {
+        is_ready(ports, "a") && is_ready(ports, "b")
+    })
+    .await;
 
     let mut a = Guest::new(&host.socket("a"), 10, false);
     let mut b = Guest::new(&host.socket("b"), 11, true);
     host.until("both connected", |ports| {
         ports.iter().all(|port| {
-            port.port.as_ref().unwrap().status.as_ref().unwrap().guest_connected
+            port.port
+                .as_ref()
+                .unwrap()
+                .status
+                .as_ref()
+                .unwrap()
+                .guest_connected
                 && port.features.contains("version-1")
                 && port.active_queue_pairs == 1
         })
@@ -155,21 +202,45 @@ async fn two_guests_talk_and_the_agent_says_so_also_after_kill_9() {
     a.send(&spoofed);
     host.until("the spoofed packet is counted", |ports| {
         ports.iter().any(|port| {
-            let drops = port.counters.as_ref().map(|c| c.drops.as_slice()).unwrap_or_default();
-            drops.iter().any(|drop| drop.reason == "spoofed-ip" && drop.packets == 1)
+            let drops = port
+                .counters
+                .as_ref()
+                .map(|c| c.drops.as_slice())
+                .unwrap_or_default();
+            drops
+                .iter()
+                .any(|drop| drop.reason == "spoofed-ip" && drop.packets == 1)
         })
     })
     .await;
 
-    let request = v1::ListFlowsRequest { port: "a".into(), limit: 0 };
-    let flows = host.client().await.list_flows(request).await.unwrap().into_inner().flows;
-    let udp = flows.iter().find(|f| f.in_port == "a" && f.key.contains("10.0.0.10:4000 > 10.0.0.11:4001"));
+    let request = v1::ListFlowsRequest {
+        port: "a".into(),
+        limit: 0,
+    };
+    let flows = host
+        .client()
+        .await
+        .list_flows(request)
+        .await
+        .unwrap()
+        .into_inner()
+        .flows;
+    let udp = flows
+        .iter()
+        .find(|f| f.in_port == "a" && f.key.contains("10.0.0.10:4000 > 10.0.0.11:4001"));
     let udp = udp.unwrap_or_else(|| panic!("{flows:#?}"));
-    assert_eq!((udp.home.as_str(), udp.network.as_str()), ("software", "blue"));
+    assert_eq!(
+        (udp.home.as_str(), udp.network.as_str()),
+        ("software", "blue")
+    );
     assert!(udp.packets >= 1 && udp.actions.contains("output="));
     let shown = host.ports().await;
     let counters = shown[0].counters.clone().unwrap();
-    assert!(counters.tx_packets >= 2 && counters.rx_packets >= 2, "{counters:?}");
+    assert!(
+        counters.tx_packets >= 2 && counters.rx_packets >= 2,
+        "{counters:?}"
+    );
 
     // b's driver listens, so it takes the new agent as it comes.
     host.end(Signal::SIGKILL);
@@ -187,8 +258,15 @@ struct Wire {
 }
 
 fn ip(args: &str) {
-    let output = Command::new("ip").args(args.split_whitespace()).output().unwrap();
-    assert!(output.status.success(), "ip {args}: {}", String::from_utf8_lossy(&output.stderr));
+    let output = Command::new("ip")
+        .args(args.split_whitespace())
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "ip {args}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 impl Wire {
@@ -202,7 +280,9 @@ impl Wire {
             ip(&format!("-n {name} link set lo up"));
         }
         let [one, two] = &wire.names;
-        ip(&format!("link add eth1 netns {one} mtu {mtu} type veth peer name eth1 netns {two} mtu {mtu}"));
+        ip(&format!(
+            "link add eth1 netns {one} mtu {mtu} type veth peer name eth1 netns {two} mtu {mtu}"
+        ));
         for (name, address) in wire.names.iter().zip(addresses) {
             ip(&format!("-n {name} address add {address} dev eth1 nodad"));
             ip(&format!("-n {name} link set eth1 up"));
@@ -244,9 +324,18 @@ async fn two_hosts(addresses: [&str; 2]) {
     let mut a = Guest::new(&one.socket("guest"), 10, false);
     let mut b = Guest::new(&two.socket("guest"), 11, false);
     exchange(&mut a, &mut b, "across");
-    let counters = one.client().await.get_counters(v1::Empty {}).await.unwrap().into_inner();
+    let counters = one
+        .client()
+        .await
+        .get_counters(v1::Empty {})
+        .await
+        .unwrap()
+        .into_inner();
     let uplink = counters.uplink.unwrap();
-    assert!(uplink.tx_packets >= 1 && uplink.rx_packets >= 1, "{uplink:?}");
+    assert!(
+        uplink.tx_packets >= 1 && uplink.rx_packets >= 1,
+        "{uplink:?}"
+    );
 
     // The kernel does not answer VXLAN with "port unreachable".
     let unreachable = Command::new("ip")
@@ -269,7 +358,13 @@ fn snmp(text: &str, line: &str, name: &str) -> u64 {
     let mut lines = text.lines().filter(|l| l.starts_with(line));
     let names = lines.next().unwrap().split_whitespace();
     let values = lines.next().unwrap().split_whitespace();
-    names.zip(values).find(|(n, _)| *n == name).unwrap().1.parse().unwrap()
+    names
+        .zip(values)
+        .find(|(n, _)| *n == name)
+        .unwrap()
+        .1
+        .parse()
+        .unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -285,11 +380,17 @@ async fn guests_of_two_hosts_talk_through_vxlan_over_ipv6() {
 #[tokio::test]
 async fn a_vxlan_port_in_use_is_a_clear_error() {
     let wire = Wire::new(["192.0.2.1/24", "192.0.2.2/24"], 1500);
-    ip(&format!("-n {} link add vx0 type vxlan id 7 dstport 4789 local 192.0.2.1 dev eth1", wire.names[0]));
+    ip(&format!(
+        "-n {} link add vx0 type vxlan id 7 dstport 4789 local 192.0.2.1 dev eth1",
+        wire.names[0]
+    ));
     ip(&format!("-n {} link set vx0 up", wire.names[0]));
     let mut host = Host::new(&format!("{HEAD}[underlay]\ninterface = \"eth1\"\n"));
     host.netns = Some(wire.names[0].clone());
     let output = host.command("run").output().unwrap();
     let text = String::from_utf8(output.stderr).unwrap();
-    assert!(!output.status.success() && text.contains("UDP port 4789 of 192.0.2.1 is taken"), "{text}");
+    assert!(
+        !output.status.success() && text.contains("UDP port 4789 of 192.0.2.1 is taken"),
+        "{text}"
+    );
 }

@@ -14,7 +14,8 @@ use tempfile::TempDir;
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What every configuration of these tests begins with: little memory, so that many fit.
-pub const HEAD: &str = "host = \"h1\"\n[dataplane]\nmemory_mb = 64\nbuffers = 2048\nhugepages = \"never\"\n";
+pub const HEAD: &str =
+    "host = \"h1\"\n[dataplane]\nmemory_mb = 64\nbuffers = 2048\nhugepages = \"never\"\n";
 
 /// A network of both families.
 pub const BLUE: &str = r#"
@@ -46,7 +47,11 @@ impl Host {
     pub fn new(config: &str) -> Host {
         let root = tempfile::Builder::new().prefix("fva").tempdir().unwrap();
         std::fs::create_dir_all(root.path().join("etc/ferrovia")).unwrap();
-        let host = Host { root, netns: None, child: None };
+        let host = Host {
+            root,
+            netns: None,
+            child: None,
+        };
         host.configure(config);
         host
     }
@@ -85,20 +90,36 @@ impl Host {
     /// Starts the agent; returns when it answers.
     pub async fn run(&mut self) {
         let file = self.root.path().join("log");
-        let log = std::fs::File::options().create(true).append(true).open(file).unwrap();
-        let child = self.command("run").stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(file)
+            .unwrap();
+        let child = self
+            .command("run")
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
         self.child = Some(child);
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Ok(channel) = client::connect(&self.target()).await
-                && client::agent_client(channel).get_status(v1::Empty {}).await.is_ok()
+                && client::agent_client(channel)
+                    .get_status(v1::Empty {})
+                    .await
+                    .is_ok()
             {
                 return;
             }
             if let Some(status) = self.child.as_mut().unwrap().try_wait().unwrap() {
                 panic!("the agent ended with {status}:\n{}", self.log());
             }
-            assert!(Instant::now() < deadline, "the agent does not answer:\n{}", self.log());
+            assert!(
+                Instant::now() < deadline,
+                "the agent does not answer:\n{}",
+                self.log()
+            );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -126,11 +147,22 @@ impl Host {
     }
 
     pub async fn status(&self) -> v1::AgentInfo {
-        self.client().await.get_status(v1::Empty {}).await.unwrap().into_inner()
+        self.client()
+            .await
+            .get_status(v1::Empty {})
+            .await
+            .unwrap()
+            .into_inner()
     }
 
     pub async fn ports(&self) -> Vec<v1::LocalPort> {
-        self.client().await.list_local_ports(v1::Empty {}).await.unwrap().into_inner().ports
+        self.client()
+            .await
+            .list_local_ports(v1::Empty {})
+            .await
+            .unwrap()
+            .into_inner()
+            .ports
     }
 
     /// Waits until the ports are as `wanted` says.
@@ -141,21 +173,35 @@ impl Host {
             if wanted(&ports) {
                 return;
             }
-            assert!(Instant::now() < deadline, "{what}: {ports:#?}\n{}", self.log());
+            assert!(
+                Instant::now() < deadline,
+                "{what}: {ports:#?}\n{}",
+                self.log()
+            );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
     pub fn socket(&self, name: &str) -> PathBuf {
-        self.root.path().join(format!("run/ferrovia/vhost/{name}.sock"))
+        self.root
+            .path()
+            .join(format!("run/ferrovia/vhost/{name}.sock"))
     }
 
     /// Seconds of processor time that the agent has used.
     pub fn cpu_seconds(&self) -> f64 {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
-        let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+        let fields: Vec<&str> = stat
+            .rsplit(')')
+            .next()
+            .unwrap()
+            .split_whitespace()
+            .collect();
         // Fields 14 and 15 of proc(5), in clock ticks of a hundredth of a second.
-        fields[11..13].iter().map(|ticks| ticks.parse::<f64>().unwrap() / 100.0).sum()
+        fields[11..13]
+            .iter()
+            .map(|ticks| ticks.parse::<f64>().unwrap() / 100.0)
+            .sum()
     }
 }
 
@@ -171,7 +217,10 @@ impl Drop for Host {
 /// The status of the port with this name.
 pub fn status_of(ports: &[v1::LocalPort], name: &str) -> Option<v1::PortStatus> {
     let ports = ports.iter().filter_map(|port| port.port.as_ref());
-    ports.into_iter().find(|port| port.name == name).and_then(|port| port.status.clone())
+    ports
+        .into_iter()
+        .find(|port| port.name == name)
+        .and_then(|port| port.status.clone())
 }
 
 pub fn is_ready(ports: &[v1::LocalPort], name: &str) -> bool {
