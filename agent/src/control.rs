@@ -35,15 +35,21 @@ use vrouter::{Underlay, VRouter};
 
 /// How often router advertisements are sent unasked (RFC 4861 section 6.2.1 allows 4 to 1800 s).
 const ADVERTISE_EVERY: Duration = Duration::from_secs(200);
+/// A guest that has just connected hears another one this much later: its driver may not have had
+/// its buffers ready for the first.
+const ADVERTISE_AGAIN: Duration = Duration::from_secs(3);
 /// Nothing is due: sleep this long.
 const NOTHING_DUE: Duration = Duration::from_secs(3600);
+
+/// The version that is applied after a step, or why the step cannot be.
+pub type StepAnswer = Result<u64, StepError>;
 
 /// What the control thread is asked.
 enum Command {
     /// The file's state, of an agent that runs alone.
     Replace(Box<Desired>),
     /// A step of the controller.
-    Step(Box<v1::Desired>, oneshot::Sender<Result<u64, StepError>>),
+    Step(Box<v1::Desired>, oneshot::Sender<StepAnswer>),
     /// What the agent has, for the hello.
     Have(oneshot::Sender<Have>),
     /// The store is another one: what came from the old one is not to be built upon.
@@ -81,7 +87,7 @@ impl Handle {
     }
 
     /// Applies a step of the controller; the version that is applied then. `None`: the agent stops.
-    pub async fn step(&self, step: v1::Desired) -> Option<Result<u64, StepError>> {
+    pub async fn step(&self, step: v1::Desired) -> Option<StepAnswer> {
         let (reply, answer) = oneshot::channel();
         self.commands
             .send(Command::Step(Box::new(step), reply))
@@ -215,6 +221,7 @@ impl Control {
             }
         }
         self.apply(Instant::now());
+        self.show();
     }
 
     fn run(&mut self, inbox: &mpsc::Receiver<Command>) {
@@ -258,10 +265,7 @@ impl Control {
     fn take(
         &mut self,
         command: Command,
-        steps: &mut Vec<(
-            oneshot::Sender<Result<u64, StepError>>,
-            Result<u64, StepError>,
-        )>,
+        steps: &mut Vec<(oneshot::Sender<StepAnswer>, StepAnswer)>,
     ) {
         let now = Instant::now();
         match command {
@@ -298,7 +302,7 @@ impl Control {
         }
     }
 
-    fn step(&mut self, step: v1::Desired, now: Instant) -> Result<u64, StepError> {
+    fn step(&mut self, step: v1::Desired, now: Instant) -> StepAnswer {
         let before = self.saved.resources.clone();
         self.saved.resources.apply(step)?;
         if self.saved.resources.by_key != before.by_key {
@@ -368,7 +372,8 @@ impl Control {
             self.connected.remove(id);
         } else if self.connected.insert(id.to_owned()) {
             self.advertise(&BTreeSet::from([id.to_owned()]));
-            self.advertise_at.get_or_insert(now + ADVERTISE_EVERY);
+            let again = now + ADVERTISE_AGAIN;
+            self.advertise_at = Some(self.advertise_at.map_or(again, |at| at.min(again)));
         }
     }
 

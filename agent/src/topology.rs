@@ -108,7 +108,7 @@ pub fn build(
             // Every part was found sound, so this is not reached; if it is, nothing is switched
             // rather than the wrong thing.
             notes.push(error.to_string());
-            refused.extend(ids.iter().map(|(id, _)| (id.clone(), error.to_string())));
+            refused.extend(ids.keys().map(|id| (id.clone(), error.to_string())));
             let router = empty(epoch);
             Built {
                 router,

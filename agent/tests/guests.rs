@@ -155,6 +155,19 @@ fn reaches_gateway(guest: &mut Guest) {
     });
 }
 
+/// A router advertisement comes unasked (ICMPv6 type 134, after 14 and 40 bytes of headers).
+fn hears_a_router(guest: &mut Guest) {
+    let deadline = Instant::now() + PATIENCE;
+    while !guest
+        .receive()
+        .iter()
+        .any(|f| f[12..14] == [0x86, 0xdd] && f.get(54) == Some(&134))
+    {
+        assert!(Instant::now() < deadline, "no router advertisement");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 fn exchange(a: &mut Guest, b: &mut Guest, text: &str) {
     let there = a.datagram(a.ip, b, format!("{text}, there").as_bytes());
     let back = b.datagram(b.ip, a, format!("{text}, back").as_bytes());
@@ -195,6 +208,7 @@ async fn two_guests_talk_and_the_agent_says_so_also_after_kill_9() {
         })
     })
     .await;
+    hears_a_router(&mut a);
     reaches_gateway(&mut a);
     exchange(&mut a, &mut b, "hello");
 
@@ -245,6 +259,7 @@ async fn two_guests_talk_and_the_agent_says_so_also_after_kill_9() {
     // b's driver listens, so it takes the new agent as it comes.
     host.end(Signal::SIGKILL);
     host.run().await;
+    host.until("ready again", |ports| is_ready(ports, "a") && is_ready(ports, "b")).await;
     reaches_gateway(&mut b);
     // a's driver connects; libvirt's `reconnect` is a new connection, as this is.
     drop(a);
@@ -345,9 +360,18 @@ async fn two_hosts(addresses: [&str; 2]) {
     let text = String::from_utf8(unreachable.stdout).unwrap();
     assert_eq!(snmp(&text, "Icmp:", "OutDestUnreachs"), 0, "{text}");
 
+    // With guests and an uplink, and nothing to do.
+    let share = one.cpu_share(Duration::from_secs(4)).await;
+    assert!(
+        share < 0.03,
+        "an idle agent uses {:.1} % of a core",
+        share * 100.0
+    );
+
     // The other host is killed and comes back: traffic goes on.
     two.end(Signal::SIGKILL);
     two.run().await;
+    two.until("ready again", |ports| is_ready(ports, "guest")).await;
     drop(b);
     let mut b = Guest::new(&two.socket("guest"), 11, false);
     exchange(&mut a, &mut b, "after the kill");

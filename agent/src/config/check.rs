@@ -132,8 +132,8 @@ fn one_network(network: &FileNetwork, underlay: Option<&Underlay>, out: &mut Col
 }
 
 /// Ports and peers: both are ends in a network, with a MAC and addresses of their own.
-fn ends<'f>(
-    file: &'f Resources,
+fn ends(
+    file: &Resources,
     networks: &HashMap<&str, &FileNetwork>,
     underlay: Option<&Underlay>,
     out: &mut Collector<'_>,

@@ -188,8 +188,15 @@ impl Host {
             .join(format!("run/ferrovia/vhost/{name}.sock"))
     }
 
+    /// The share of a core that the agent uses in the next time.
+    pub async fn cpu_share(&self, window: Duration) -> f64 {
+        let before = self.cpu_seconds();
+        tokio::time::sleep(window).await;
+        (self.cpu_seconds() - before) / window.as_secs_f64()
+    }
+
     /// Seconds of processor time that the agent has used.
-    pub fn cpu_seconds(&self) -> f64 {
+    fn cpu_seconds(&self) -> f64 {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
         let fields: Vec<&str> = stat
             .rsplit(')')
