@@ -188,7 +188,7 @@ impl VRouter {
             trace.note(|| "Group membership is not tracked: multicast is flooded.".into());
             return Verdict::CONSUMED;
         }
-        if is_server_message(key, dhcp4::SERVER, dhcp4::CLIENT) {
+        if is_to_dhcp_client(key) {
             trace.note(|| "Only the gateway is a DHCP server.".into());
             return drop_flow(key, DropReason::NotForwardable);
         }
@@ -210,7 +210,7 @@ impl VRouter {
         if let Err(reason) = spoof::ip(guest, input, trace) {
             return drop_flow(key, reason);
         }
-        if is_server_message(key, dhcp6::SERVER, dhcp6::CLIENT) {
+        if is_to_dhcp_client(key) {
             trace.note(|| "Only the gateway is a DHCPv6 server.".into());
             return drop_flow(key, DropReason::NotForwardable);
         }
@@ -232,11 +232,15 @@ const MLD_QUERY: u8 = 130;
 const MLD_DONE: u8 = 132;
 const MLD_V2_REPORT: u8 = 143;
 
-/// True for what only a DHCP server sends.
-pub(crate) fn is_server_message(key: &FlowKey, server: u16, client: u16) -> bool {
-    key.protocol == protocol::UDP
-        && key.fragment != Fragment::Later
-        && (key.src_port, key.dst_port) == (server, client)
+/// True for what a DHCP client would take as its server's word. The source port does not matter:
+/// clients that read raw packets look at the destination port only.
+pub(crate) fn is_to_dhcp_client(key: &FlowKey) -> bool {
+    let client = match key.ethertype {
+        ethertype::IPV4 => dhcp4::CLIENT,
+        ethertype::IPV6 => dhcp6::CLIENT,
+        _ => return false,
+    };
+    key.protocol == protocol::UDP && key.fragment != Fragment::Later && key.dst_port == client
 }
 
 /// A flow that drops: for reasons that follow from the key alone.

@@ -1,12 +1,10 @@
 //! Packets out of VXLAN: checked against what is known of the sending host, delivered by their
 //! inner destination MAC. Routing, answering and TTLs were the business of that host.
 
-use crate::dhcp4;
-use crate::dhcp6;
 use crate::explain::Trace;
 use crate::forward::outputs;
 use crate::input::Input;
-use crate::router::is_server_message;
+use crate::router::is_to_dhcp_client;
 use crate::tables::{Domain, Place, Tables};
 use crate::verdict::Verdict;
 use flow::wire::icmp::v6;
@@ -78,8 +76,7 @@ fn carried(key: &FlowKey, trace: &mut Trace) -> Result<(), DropReason> {
         && (v6::ROUTER_SOLICIT..=v6::REDIRECT).contains(&(key.src_port as u8));
     let local = key.ethertype == ethertype::ARP
         || (key.ethertype == ethertype::IPV6 && neighbour_discovery)
-        || is_server_message(key, dhcp4::SERVER, dhcp4::CLIENT)
-        || is_server_message(key, dhcp6::SERVER, dhcp6::CLIENT);
+        || is_to_dhcp_client(key);
     if local {
         trace.note(|| "ARP, neighbour discovery and DHCP stay on their host.".into());
         return Err(DropReason::NotForwardable);

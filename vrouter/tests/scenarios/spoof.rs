@@ -200,23 +200,45 @@ fn a_link_local_address_of_ones_own_making_reaches_the_routers_services_only() {
 fn a_guest_is_no_dhcp_server() {
     let (world, guests) = (world(), guests());
     let (a, c) = (guests[A], guests[C]);
-    for dst_mac in [c.mac, MacAddr::BROADCAST] {
+    // Clients that read raw packets look at the destination port only.
+    for (dst_mac, source) in [
+        (c.mac, None),
+        (MacAddr::BROADCAST, None),
+        (GATEWAY_MAC, None),
+        (c.mac, Some(6767)),
+        (MacAddr::BROADCAST, Some(6767)),
+    ] {
         let offer = udp(
             dst_mac,
             a.mac,
-            (a.v4.into(), 67),
+            (a.v4.into(), source.unwrap_or(67)),
             (c.v4.into(), 68),
             &[2; 300],
         );
         world
             .send(&a, offer)
             .only_dropped(0, DropReason::NotForwardable);
-        let (src, dst) = ((a.link_local().into(), 547), (c.link_local().into(), 546));
-        let advertise = udp(dst_mac, a.mac, src, dst, &[2; 40]);
+        let (src, dst) = (a.link_local().into(), c.link_local().into());
+        let advertise = udp(
+            dst_mac,
+            a.mac,
+            (src, source.unwrap_or(547)),
+            (dst, 546),
+            &[2; 40],
+        );
         world
             .send(&a, advertise)
             .only_dropped(0, DropReason::NotForwardable);
     }
+    // The other family's port is no client's.
+    let frame = udp(
+        c.mac,
+        a.mac,
+        (a.v4.into(), 547),
+        (c.v4.into(), 546),
+        &[2; 40],
+    );
+    assert_eq!(world.send(&a, frame.clone()).delivery_to(&c), frame);
 }
 
 #[test]

@@ -137,6 +137,8 @@ fn what_configures_guests_does_not_come_by_tunnel() {
         solicitation,
         udp(a.mac, c.mac, server.0, server.1, &[2; 300]),
         udp(a.mac, c.mac, server6.0, server6.1, &[2; 40]),
+        udp(a.mac, c.mac, (server.0.0, 6767), server.1, &[2; 300]),
+        udp(a.mac, c.mac, (server6.0.0, 6767), server6.1, &[2; 40]),
     ];
     for frame in cases {
         let happened = world.receive(0, from_host_1(frame, BLUE_VNI));
