@@ -4,15 +4,17 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::errno::Errno;
+use nix::fcntl::AtFlags;
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, accept4, bind, connect, listen, socket,
 };
+use nix::unistd::{Gid, Uid, fchownat, geteuid};
 
 use crate::{BackendConfig, Error};
 
@@ -51,21 +53,13 @@ impl Listener {
         let _ = fs::remove_file(&temporary.0);
         let address = UnixAddr::new(&temporary.0).map_err(|e| step("use the path")(e.into()))?;
         bind(fd.as_raw_fd(), &address).map_err(|e| step("bind")(e.into()))?;
-        std::os::unix::fs::chown(&temporary.0, config.owner, config.group)
-            .map_err(step("set owner and group"))?;
-        let mode = fs::Permissions::from_mode(config.permissions & 0o7777);
-        fs::set_permissions(&temporary.0, mode).map_err(step("set permissions"))?;
+        let identity = hand_over(&temporary.0, config, || {}).map_err(step("set its owner"))?;
         listen(&fd, Backlog::new(8).unwrap_or(Backlog::MAXCONN))
             .map_err(|e| step("listen")(e.into()))?;
         // Once more, now that all the rest has worked: the window for two starters is small.
         check_free(&path)?;
         fs::rename(&temporary.0, &path).map_err(step("put the socket in place"))?;
-        let meta = fs::symlink_metadata(&path).map_err(step("look at the new socket"))?;
-        Ok(Listener {
-            fd,
-            path,
-            identity: (meta.dev(), meta.ino()),
-        })
+        Ok(Listener { fd, path, identity })
     }
 
     /// A waiting connection, if there is one.
@@ -102,6 +96,29 @@ impl Drop for Temporary {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.0);
     }
+}
+
+/// Gives a new socket file its permissions and owner; its device and inode.
+///
+/// Others may have the right to write into the directory (frontends that listen do), and the new
+/// owner may replace the file. So nothing here goes by the name: what was opened is looked at, and
+/// only that is changed. `opened` is called in between (for the test of just that).
+fn hand_over(path: &Path, config: &BackendConfig, opened: impl Fn()) -> io::Result<(u64, u64)> {
+    let file = fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_PATH | libc::O_NOFOLLOW)
+        .open(path)?;
+    let meta = file.metadata()?;
+    let ours = meta.uid() == geteuid().as_raw() && meta.nlink() == 1;
+    if !meta.file_type().is_socket() || !ours {
+        return Err(io::Error::other("somebody has replaced it"));
+    }
+    opened();
+    let mode = fs::Permissions::from_mode(config.permissions & 0o7777);
+    fs::set_permissions(format!("/proc/self/fd/{}", file.as_raw_fd()), mode)?;
+    let (owner, group) = (config.owner.map(Uid::from), config.group.map(Gid::from));
+    fchownat(&file, "", owner, group, AtFlags::AT_EMPTY_PATH)?;
+    Ok((meta.dev(), meta.ino()))
 }
 
 /// Connects to a frontend that listens.
@@ -154,5 +171,54 @@ fn check_free(path: &Path) -> Result<(), Error> {
             source,
         }),
         Ok(_) => Err(Error::SocketInUse { path }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+    use crate::{Offer, SocketMode};
+
+    #[test]
+    fn only_the_socket_that_was_made_is_handed_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, precious) = (dir.path().join("port"), dir.path().join("precious"));
+        let config = BackendConfig {
+            name: "test".to_owned(),
+            socket: path.clone(),
+            mode: SocketMode::Server,
+            owner: None,
+            group: None,
+            permissions: 0o666,
+            max_queue_pairs: 1,
+            max_queue_size: 256,
+            mac: [2, 0, 0, 0, 0, 1],
+            mtu: 1500,
+            features: Offer::default(),
+        };
+        fs::write(&precious, "").unwrap();
+        fs::set_permissions(&precious, fs::Permissions::from_mode(0o600)).unwrap();
+        let mode = || fs::metadata(&precious).unwrap().mode() & 0o7777;
+        // A link, or anything but a socket of ours, in its place.
+        symlink(&precious, &path).unwrap();
+        assert!(hand_over(&path, &config, || {}).is_err());
+        fs::remove_file(&path).unwrap();
+        fs::hard_link(&precious, &path).unwrap();
+        assert!(hand_over(&path, &config, || {}).is_err());
+        fs::remove_file(&path).unwrap();
+        // Replaced at the worst moment.
+        let socket = UnixListener::bind(&path).unwrap();
+        let swap = || {
+            fs::rename(&path, dir.path().join("moved")).unwrap();
+            symlink(&precious, &path).unwrap();
+        };
+        hand_over(&path, &config, swap).unwrap();
+        assert_eq!(mode(), 0o600);
+        let moved = fs::metadata(dir.path().join("moved")).unwrap();
+        assert_eq!(moved.mode() & 0o7777, 0o666);
+        drop(socket);
     }
 }

@@ -39,6 +39,8 @@ pub(crate) enum WireError {
         "The frontend sent a message header that is not of vhost-user: flags {flags:#x}, {size} bytes"
     )]
     Header { flags: u32, size: u32 },
+    #[error("The frontend sent more than {MAX_FDS} file descriptors with one message")]
+    Descriptors,
     #[error("The port is being stopped")]
     Stopped,
     #[error("The connection failed")]
@@ -148,6 +150,8 @@ impl<'a> Wire<'a> {
             match receive(&self.socket, &mut buffer[done..], fds) {
                 Ok(0) if done == 0 => return Err(closed),
                 Ok(0) => return Err(WireError::Truncated),
+                // Each byte could bring as many again, until the process has none left.
+                Ok(_) if fds.len() > MAX_FDS => return Err(WireError::Descriptors),
                 Ok(n) => done += n,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {

@@ -354,6 +354,44 @@ fn surplus_descriptors_are_closed_on_every_path() {
 }
 
 #[test]
+fn a_message_in_pieces_with_descriptors_each_does_not_eat_them_all() {
+    let port = Port::new(1);
+    let path = port.dir.path().join("many");
+    let file = std::fs::File::create(&path).unwrap();
+    let fds = [file.as_raw_fd(); 200];
+    let mut stream = UnixStream::connect(&port.socket).unwrap();
+    let header = message(2, 1, &[0; 8]);
+    let mut most = 0;
+    for byte in &header[..19] {
+        let (bytes, rights) = ([*byte], [ControlMessage::ScmRights(&fds)]);
+        let iov = [IoSlice::new(&bytes)];
+        // Refused once the device has closed the connection.
+        if sendmsg::<()>(
+            stream.as_raw_fd(),
+            &iov,
+            &rights,
+            MsgFlags::MSG_NOSIGNAL,
+            None,
+        )
+        .is_err()
+        {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+        let links = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+        let open = links.filter(|e| std::fs::read_link(e.path()).is_ok_and(|l| l == path));
+        most = most.max(open.count());
+    }
+    assert!(most < 600, "{most} descriptors held");
+    assert_closed(&mut stream);
+    port.wait("told", |s| {
+        s.last_error
+            .as_ref()
+            .is_some_and(|e| e.contains("more than 253 file descriptors"))
+    });
+}
+
+#[test]
 fn kick_and_call_must_be_eventfds() {
     let port = Port::new(1);
     for request in [12u32, 13, 14] {
