@@ -6,7 +6,9 @@
 //! What is checked, and what is not:
 //!
 //! - Lengths: every length field must fit in what encloses it. What follows the IP packet in its
-//!   frame (Ethernet padding) is tolerated.
+//!   frame is tolerated as far as Ethernet pads ([`PADDED_MAX`]): behind it a guest could hide a frame
+//!   of any length from [`Action::CheckMtu`](crate::Action::CheckMtu). Outer frames are not so
+//!   judged: they end with their datagram.
 //! - The IPv4 header checksum is verified: 20 bytes that are in the cache anyway. Transport
 //!   checksums are not: they cover the payload, and the receiver verifies them. Neither is the outer
 //!   UDP checksum of a tunnel packet (RFC 7348 section 4 leaves that to the receiver).
@@ -30,6 +32,9 @@ use std::net::IpAddr;
 
 /// How many bytes of a frame, from its Ethernet header on, are looked at.
 pub const HEADER_LIMIT: usize = 256;
+/// The longest network layer that may have padding. Ethernet pads to 46 bytes (IEEE 802.3 clause
+/// 4.2.3.3); some stations count a tag or the frame check sequence in.
+pub const PADDED_MAX: usize = 64;
 /// The longest chain of IPv6 extension headers that is followed.
 pub const MAX_EXTENSIONS: usize = 8;
 
@@ -91,7 +96,7 @@ pub fn parse(packet: &[u8], in_port: PortId) -> Result<Parsed, DropReason> {
 /// # Errors
 /// The reason to drop it.
 pub fn parse_headers(headers: &[u8], len: usize, in_port: PortId) -> Result<Parsed, DropReason> {
-    let mut parsed = frame(headers, len)?;
+    let mut parsed = station_frame(headers, len)?;
     parsed.key.in_port = in_port;
     Ok(parsed)
 }
@@ -107,7 +112,7 @@ pub fn parse_tunnel(packet: &[u8], in_port: PortId) -> Result<Parsed, DropReason
     let Some(inner) = inner_of(packet, &outer)? else {
         return Ok(outer);
     };
-    let mut parsed = frame(&packet[inner.start..inner.end], inner.end - inner.start)?;
+    let mut parsed = station_frame(&packet[inner.start..inner.end], inner.end - inner.start)?;
     parsed.key.in_port = in_port;
     parsed.key.tunnel = TunnelKey {
         vni: inner.vni,
@@ -167,6 +172,17 @@ fn inner_of(packet: &[u8], outer: &Parsed) -> Result<Option<Inner>, DropReason> 
         end,
         vni: header.vni(),
     }))
+}
+
+/// A frame of a station: no longer than its packet, but for padding.
+fn station_frame(headers: &[u8], len: usize) -> Result<Parsed, DropReason> {
+    let parsed = frame(headers, len)?;
+    let (padded, whole) = (parsed.end - parsed.l3, parsed.ip_end() == parsed.end);
+    if whole || padded <= PADDED_MAX {
+        Ok(parsed)
+    } else {
+        Err(DropReason::Malformed)
+    }
 }
 
 fn frame(headers: &[u8], len: usize) -> Result<Parsed, DropReason> {

@@ -224,10 +224,10 @@ fn a_ttl_of_one_or_zero_is_punted_and_larger_ones_fall_by_one() {
 
 #[test]
 fn the_mtu_counts_the_ip_packet_and_neither_ethernet_nor_padding() {
-    let mut packet = udp_packet(64, 100); // 128 bytes of IP
-    packet.resize(packet.len() + 30, 0);
-    assert!(after(&[Action::CheckMtu(128)], &packet).is_ok());
-    let stopped = after(&[Action::CheckMtu(127)], &packet);
+    let mut packet = udp_packet(64, 8); // 36 bytes of IP
+    packet.resize(60, 0);
+    assert!(after(&[Action::CheckMtu(36)], &packet).is_ok());
+    let stopped = after(&[Action::CheckMtu(35)], &packet);
     assert_eq!(stopped, Err(Outcome::Punted(Punt::TooBig)));
 }
 

@@ -5,6 +5,7 @@ use super::lists::{ipv4, ipv6, mac, port};
 use crate::checksum::{PartialCsum, checksum, pseudo_header};
 use crate::ids::{MacAddr, PortId};
 use crate::key::{FlowKey, Fragment, TunnelKey};
+use crate::parse::PADDED_MAX;
 use crate::reference::Packet;
 use crate::wire::{
     ArpRepr, EthernetRepr, Icmpv4Repr, Icmpv6Repr, Ipv4Repr, Ipv6Repr, TcpRepr, UdpRepr, ethertype,
@@ -192,14 +193,29 @@ impl PacketSpec {
         let vlan = prop_oneof![4 => Just(None), 1 => any::<u16>().prop_map(Some)];
         let padding = prop_oneof![3 => Just(0), 1 => 0..50usize];
         (mac(), mac(), vlan, network(), padding).prop_map(
-            |(eth_src, eth_dst, vlan, network, padding)| PacketSpec {
-                eth_src,
-                eth_dst,
-                vlan,
-                network,
-                padding,
+            |(eth_src, eth_dst, vlan, network, padding)| {
+                let mut spec = PacketSpec {
+                    eth_src,
+                    eth_dst,
+                    vlan,
+                    network,
+                    padding: 0,
+                };
+                // Only as far as Ethernet pads.
+                let length = spec.build().len() - spec.ethernet(0).header_len();
+                spec.padding = padding.min(PADDED_MAX.saturating_sub(length));
+                spec
             },
         )
+    }
+
+    fn ethernet(&self, ethertype: u16) -> EthernetRepr {
+        EthernetRepr {
+            dst: self.eth_dst,
+            src: self.eth_src,
+            vlan: self.vlan,
+            ethertype,
+        }
     }
 
     /// The frame, all checksums right.
@@ -231,14 +247,7 @@ impl PacketSpec {
             Network::Other(ethertype, length) => (*ethertype, payload(*length)),
         };
         packet.resize(packet.len() + self.padding, 0);
-        let (dst, src, vlan) = (self.eth_dst, self.eth_src, self.vlan);
-        EthernetRepr {
-            dst,
-            src,
-            vlan,
-            ethertype,
-        }
-        .emit(&packet)
+        self.ethernet(ethertype).emit(&packet)
     }
 
     /// The frame as a guest with checksum offload hands it over: whole TCP and UDP packets without
