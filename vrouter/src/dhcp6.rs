@@ -199,7 +199,8 @@ fn associations(guest: &Guest, request: &Message, out: &mut Options) {
         let mut inner = Options::within(body);
         match own.take_if(|_| ia.code == option::IA_NA) {
             Some(ip) => {
-                inner.address(ip, LEASE_SECONDS / 2, LEASE_SECONDS);
+                // Preferred until the end: T1 and T2 are to come before (RFC 8415 section 21.4).
+                inner.address(ip, LEASE_SECONDS, LEASE_SECONDS);
                 // Section 18.3.4: what the client has wrongly goes with lifetimes of zero.
                 let renewing = matches!(request.kind, message::RENEW | message::REBIND);
                 for wrong in ia.addresses.iter().filter(|old| renewing && **old != ip) {

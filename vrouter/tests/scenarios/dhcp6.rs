@@ -103,6 +103,13 @@ fn addresses(all: &[(u16, Vec<u8>)]) -> Vec<(Ipv6Addr, u32, u32)> {
         .collect()
 }
 
+/// T1 and T2 of the answer's first association.
+fn times(all: &[(u16, Vec<u8>)]) -> (u32, u32) {
+    let ia = value(all, 3).unwrap();
+    let number = |at: usize| u32::from_be_bytes(ia[at..at + 4].try_into().unwrap());
+    (number(4), number(8))
+}
+
 fn status(value: &[u8]) -> u16 {
     u16::from_be_bytes([value[0], value[1]])
 }
@@ -138,7 +145,10 @@ fn solicit_request_renew_and_rebind_lead_to_the_ports_address() {
         assert_eq!(value(&all, 2), Some(&server_id()[4..]));
         assert_eq!(value(&all, 14).is_some(), rapid);
         assert_eq!(value(&all, 23), Some(&v6("2620:fe::fe").octets()[..]));
-        assert_eq!(addresses(&all), [(a.v6, 43_200, 86_400)]);
+        assert_eq!(addresses(&all), [(a.v6, 86_400, 86_400)]);
+        // RFC 8415 section 21.4: renewing at half and rebinding at 0.8 of the preferred lifetime,
+        // so that an address in use is never deprecated.
+        assert_eq!(times(&all), (43_200, 69_120));
     }
 }
 
@@ -148,7 +158,7 @@ fn what_the_client_has_wrongly_is_taken_away_on_renewal() {
     let old = v6("fd00:b::99");
     let frame = ask(&a, RENEW, &[client_id(), server_id(), ia_na(&[old, a.v6])]);
     let (_, all) = read(&a, &world.send(&a, frame).answer_to(&a));
-    assert_eq!(addresses(&all), [(a.v6, 43_200, 86_400), (old, 0, 0)]);
+    assert_eq!(addresses(&all), [(a.v6, 86_400, 86_400), (old, 0, 0)]);
 }
 
 #[test]
