@@ -4,8 +4,9 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -18,6 +19,9 @@ use crate::{Counters, Error, GuestRx, GuestTx, Offer};
 
 /// Queue pairs of one port, at most: vring numbers in messages have eight bits.
 const MAX_PAIRS: u16 = 64;
+
+/// How long dropping a [`Backend`] waits for its message thread.
+const DROP_WAIT: Duration = Duration::from_secs(5);
 
 /// Who opens the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,12 +106,19 @@ pub struct QueuePair {
 
 /// One vhost-user port. Dropping it ends its thread, closes the connection, stops the rings and
 /// removes its own socket file.
+///
+/// The drop waits for workers to leave the rings, which takes microseconds, but not for ever: after
+/// five seconds, and on the message thread itself (in [`Backend::on_change`]), it returns and
+/// leaves the rest to the message thread. A worker that is still in a ring then keeps the guest's
+/// memory mapped for as long as it needs.
 #[derive(Debug)]
 pub struct Backend {
     shared: Arc<Shared>,
     queues: Vec<QueuePair>,
     counters: Vec<PairCounters>,
     thread: Option<JoinHandle<()>>,
+    /// Disconnected when the thread has ended.
+    ended: mpsc::Receiver<()>,
 }
 
 /// The counters of one queue pair's rings, from the guest and to the guest.
@@ -148,9 +159,13 @@ impl Shared {
         let _ = self.alarm.read();
     }
 
-    /// Sets the status and tells the listeners, outside of the locks.
-    pub(crate) fn publish(&self, status: Status) {
-        *lock(&self.status) = status.clone();
+    pub(crate) fn set_status(&self, status: Status) {
+        *lock(&self.status) = status;
+    }
+
+    /// Tells the listeners the status, outside of the locks.
+    pub(crate) fn announce(&self) {
+        let status = self.status();
         let listeners = lock(&self.listeners).clone();
         for listener in listeners {
             listener(&status);
@@ -214,15 +229,20 @@ impl Backend {
             alarm,
         });
         let server = Server::new(config.clone(), Arc::clone(&shared), listener, device);
+        let (running, ended) = mpsc::channel();
         let thread = std::thread::Builder::new()
             .name(format!("vhost {}", config.name))
-            .spawn(move || server.run())
+            .spawn(move || {
+                let _ended = running;
+                server.run();
+            })
             .map_err(system("start its message thread"))?;
         Ok(Backend {
             shared,
             counters: counters.collect(),
             queues,
             thread: Some(thread),
+            ended,
         })
     }
 
@@ -242,8 +262,8 @@ impl Backend {
     }
 
     /// Calls `f` on the message thread after each change of the status (rings started or stopped,
-    /// connections, new kick descriptors), and once now, on this thread. Wake parked workers from
-    /// here. `f` must not drop the backend.
+    /// connections, new kick descriptors), and once now, on this thread. Changes within a few
+    /// milliseconds are told together. Wake parked workers from here.
     pub fn on_change(&self, f: Box<dyn Fn(&Status) + Send + Sync>) {
         let f: Arc<dyn Fn(&Status) + Send + Sync> = Arc::from(f);
         lock(&self.shared.listeners).push(Arc::clone(&f));
@@ -257,8 +277,15 @@ impl Drop for Backend {
         let _ = self.shared.alarm.write(1);
         // Queues that were never taken hold no gate; drop them first all the same.
         self.queues.clear();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+        let Some(thread) = self.thread.take() else {
+            return;
+        };
+        if thread.thread().id() == std::thread::current().id() {
+            return;
+        }
+        match self.ended.recv_timeout(DROP_WAIT) {
+            Err(mpsc::RecvTimeoutError::Disconnected) => drop(thread.join()),
+            _ => tracing::warn!("a worker holds a ring of a port that was dropped"),
         }
     }
 }

@@ -41,7 +41,7 @@
 //! the message thread closes it, waits for the worker to leave, changes the ring, and opens it
 //! again. A worker that is parked is outside, so nobody waits for it. A burst holds its pass until
 //! [`GuestTx::complete`], and packets sent hold it until [`GuestRx::flush`]: complete and flush
-//! before parking, and before dropping the [`Backend`] on the same thread.
+//! before parking, and before dropping the [`Backend`] on the same thread (it would wait in vain).
 //!
 //! ## Limits of this version
 //! Split rings only; no segmentation, dirty logging (so QEMU refuses to migrate), or in-flight

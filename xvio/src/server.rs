@@ -4,7 +4,7 @@
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vhost::vhost_user::message::VhostUserProtocolFeatures as Protocol;
@@ -18,6 +18,9 @@ use crate::{BackendConfig, SocketMode, State};
 
 /// First and longest pause between attempts to connect.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+/// Shortest time between two announcements of changes, so that a frontend cannot flood those who
+/// listen; the last state is always announced.
+const ANNOUNCE: Duration = Duration::from_millis(10);
 /// Pause after an accept that failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(500);
 
@@ -52,6 +55,10 @@ pub(crate) struct Server {
     last_error: Option<String>,
     /// Changes of the device that were told.
     told: u64,
+    /// When listeners were called last.
+    announced: Option<Instant>,
+    /// The status was set, but listeners were not called yet.
+    unannounced: bool,
 }
 
 impl Server {
@@ -69,6 +76,8 @@ impl Server {
             connected: false,
             last_error: None,
             told: 0,
+            announced: None,
+            unannounced: false,
         }
     }
 
@@ -107,6 +116,7 @@ impl Server {
         }
         self.device.disconnect();
         self.connected = false;
+        self.announced = None;
         self.tell();
     }
 
@@ -136,7 +146,7 @@ impl Server {
             if pause.is_some() {
                 self.pause(ACCEPT_PAUSE);
             } else {
-                self.wait(None, None);
+                self.wait(None);
             }
             if self.shared.stopping() {
                 return None;
@@ -171,7 +181,7 @@ impl Server {
     /// Serves one connection until it ends.
     fn serve(&mut self, wire: &Wire<'_>) -> End {
         loop {
-            let events = self.wait(Some(wire.socket()), None);
+            let events = self.wait(Some(wire.socket()));
             if self.shared.stopping() {
                 return WireError::Stopped.into();
             }
@@ -207,10 +217,7 @@ impl Server {
             Ok(Reply::Ack) if ack => wire.reply(request, &0u64.to_ne_bytes())?,
             Ok(Reply::Ack) => {}
             Err(e) if ack => {
-                let why = chain(&e);
-                tracing::warn!(port = self.config.name, why, "a message was refused");
-                self.last_error = Some(why);
-                self.device.changes += 1;
+                self.complain(chain(&e));
                 wire.reply(request, &1u64.to_ne_bytes())?;
             }
             Err(e) => return Err(e.into()),
@@ -221,15 +228,22 @@ impl Server {
     /// A port has one frontend. Who comes second is told by closing, not by waiting for ever.
     fn refuse_second(&mut self) {
         if let Some(Ok(Some(_second))) = self.listener.as_ref().map(Listener::accept) {
-            let why = "A second frontend tried to connect and was refused".to_owned();
-            tracing::warn!(port = self.config.name, why);
-            self.last_error = Some(why);
-            self.device.changes += 1;
+            self.complain("A second frontend tried to connect and was refused".to_owned());
         }
     }
 
+    /// Notes what went wrong while the connection goes on; logged once when it repeats.
+    fn complain(&mut self, why: String) {
+        if self.last_error.as_ref() != Some(&why) {
+            tracing::warn!(port = self.config.name, why, "the frontend was refused");
+            self.last_error = Some(why);
+        }
+        self.device.changes += 1;
+    }
+
     /// Waits for the connection, the listener and the alarm.
-    fn wait(&self, connection: Option<&UnixStream>, timeout: Option<Duration>) -> Events {
+    fn wait(&mut self, connection: Option<&UnixStream>) -> Events {
+        let timeout = self.announce();
         let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
         let mut fds = vec![readable(self.shared.fd())];
         let listener = self.listener.as_ref().map(|l| l.as_fd());
@@ -257,7 +271,12 @@ impl Server {
     }
 
     /// Waits, but not when the port is to stop.
-    fn pause(&self, time: Duration) {
+    fn pause(&mut self, mut time: Duration) {
+        if let Some(first) = self.announce() {
+            std::thread::sleep(first);
+            self.announce();
+            time = time.saturating_sub(first);
+        }
         let mut fds = [PollFd::new(self.shared.fd(), PollFlags::POLLIN)];
         let timeout = PollTimeout::try_from(time).unwrap_or(PollTimeout::MAX);
         if poll(&mut fds, timeout).is_ok_and(|n| n > 0) {
@@ -311,7 +330,27 @@ impl Server {
             self.last_error = Some(text.clone());
             status.last_error = Some(text);
         }
-        self.shared.publish(status);
+        self.shared.set_status(status);
+        self.unannounced = true;
+        self.announce();
+    }
+
+    /// Calls the listeners, unless they were called just now: then, how long to wait with it.
+    fn announce(&mut self) -> Option<Duration> {
+        if !self.unannounced {
+            return None;
+        }
+        let since = self.announced.map_or(ANNOUNCE, |at| at.elapsed());
+        match ANNOUNCE.checked_sub(since) {
+            None | Some(Duration::ZERO) => {
+                self.unannounced = false;
+                self.shared.announce();
+                self.announced = Some(Instant::now());
+                None
+            }
+            // Rounded up to what poll can wait.
+            Some(rest) => Some(rest + Duration::from_millis(1)),
+        }
     }
 }
 
