@@ -21,4 +21,5 @@ pub mod parts;
 pub mod process;
 pub mod run;
 pub mod story;
+pub mod testpmd;
 pub mod world;
