@@ -101,7 +101,14 @@ fn solicit(
         trace.note(|| format!("It solicits {target}, the port's own address."));
         return Verdict::CONSUMED;
     }
-    let Some(owner) = guest.domain.owner(target.into()) else {
+    // With SLAAC the router knows only addresses made of the MAC: packets from a temporary (RFC 8981)
+    // or opaque one (RFC 7217) would be dropped as spoofed. Told that it is taken, the guest goes
+    // back to what works.
+    let refused = || {
+        let refused = tentative && guest.domain.is_slaac(target);
+        refused.then_some(guest.domain.network.gateway_mac)
+    };
+    let Some(owner) = guest.domain.owner(target.into()).or_else(refused) else {
         trace.note(|| format!("It solicits {target}, which nobody in the network has."));
         let free = Verdict::CONSUMED; // Duplicate address detection is right to hear nothing.
         return if tentative {

@@ -68,11 +68,5 @@ pub(crate) fn name_servers(guest: &Guest) -> impl Iterator<Item = Ipv6Addr> {
 }
 
 fn formed_by_slaac(guest: &Guest, ip: Ipv6Addr) -> bool {
-    ip.octets()[8..] == guest.port.mac.eui64()
-        && guest
-            .domain
-            .network
-            .subnets
-            .iter()
-            .any(|s| s.slaac && s.prefix.contains(&IpAddr::V6(ip)))
+    ip.octets()[8..] == guest.port.mac.eui64() && guest.domain.is_slaac(ip)
 }

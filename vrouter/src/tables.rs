@@ -168,6 +168,12 @@ impl Domain {
         self.network.subnets.iter().any(|s| s.gateway.is_ipv6())
     }
 
+    /// True where guests form their own addresses.
+    pub(crate) fn is_slaac(&self, ip: Ipv6Addr) -> bool {
+        let mut subnets = self.network.subnets.iter();
+        subnets.any(|s| s.slaac && s.prefix.contains(&IpAddr::V6(ip)))
+    }
+
     pub(crate) fn is_gateway(&self, ip: IpAddr) -> bool {
         self.gateways.contains(&ip)
     }

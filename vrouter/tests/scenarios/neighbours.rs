@@ -123,6 +123,26 @@ fn duplicate_address_detection_succeeds_for_free_addresses_only() {
 }
 
 #[test]
+fn an_address_that_would_be_dropped_as_spoofed_is_refused_to_slaac() {
+    let (world, guests) = (world(), guests());
+    let b = guests[B];
+    let temporary = v6("fd00:b:0:1:d5a1:77:e30:1");
+    let seen = see(&world.send(&b, dad(&b, temporary)).answer_to(&b));
+    assert_eq!((seen.eth_src, seen.dst), (GATEWAY_MAC, ip("ff02::1")));
+    let (target, flags, _) = advert(&seen);
+    assert_eq!((target, flags), (temporary, OVERRIDE));
+    // What it may use stays free, and nobody else is told that the address is there.
+    let mut formed = temporary.octets();
+    formed[8..].copy_from_slice(&b.mac.eui64());
+    for own in [b.v6, Ipv6Addr::from(formed), b.link_local()] {
+        world.send(&b, dad(&b, own)).nothing();
+    }
+    world
+        .send(&b, solicit(&b, b.v6, temporary))
+        .only_dropped(0, DropReason::UnknownDestination);
+}
+
+#[test]
 fn invalid_neighbour_discovery_is_malformed() {
     let (world, guests) = (world(), guests());
     let a = guests[A];
