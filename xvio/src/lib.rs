@@ -23,6 +23,7 @@
 //! | `device.rs` | the device's state: features, memory table, the set-up of each ring |
 //! | `gate.rs` | the gate between a worker and the message thread (checked with loom) |
 //! | `memory.rs` | mapped guest memory and the only raw accesses to it |
+//! | `sigbus.rs` | guest memory that is taken away while it is mapped |
 //! | `queue.rs` | one vring as worker and message thread share it |
 //! | `split.rs` | the split ring |
 //! | `net_header.rs` | the virtio-net header |
@@ -45,7 +46,8 @@
 //!
 //! ## Limits of this version
 //! Split rings only; no segmentation, dirty logging (so QEMU refuses to migrate), or in-flight
-//! buffer. A memory file that is truncated while mapped raises SIGBUS for the whole process. A call
+//! buffer. The first guest that connects makes this crate the process's handler of SIGBUS; what is
+//! not a guest's goes on to the handler before, so whoever wants its own installs it earlier. A call
 //! eventfd is made non-blocking, but its flags are shared with the frontend: one that clears the
 //! flag and fills the counter to its end could block the write of its worker.
 
@@ -61,6 +63,7 @@ mod net_header;
 mod queue;
 mod rx;
 mod server;
+mod sigbus;
 mod socket;
 mod split;
 mod tx;

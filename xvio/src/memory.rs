@@ -6,8 +6,7 @@
 //! A [`Segment`] is an area's short-lived sibling for packet data, valid while the [`GuestMemory`]
 //! it came from is.
 //!
-//! A file that is truncated after it was mapped raises SIGBUS on access; only sizes at the time of
-//! mapping are checked here.
+//! Memory that is taken away after it was mapped reads as zeros and is marked (`sigbus.rs`).
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -18,12 +17,30 @@ use std::sync::atomic::{AtomicU16, Ordering};
 
 use vm_memory::{FileOffset, MmapRegion};
 
+use crate::sigbus::Guarded;
+
 /// Regions a frontend may have, by whichever message it adds them.
 pub(crate) const MAX_REGIONS: usize = 64;
 /// The largest page a shared file is likely to be made of; larger block sizes are not believed.
 const MAX_BLOCK: u64 = 1 << 30;
+/// Bytes of all regions of one guest together: a part of our address space that others can spare.
+const MAX_TOTAL: u64 = 1 << 44;
 /// `f_type` of hugetlbfs in `statfs(2)`.
 const HUGETLBFS_MAGIC: i64 = 0x958458f6;
+/// `f_type` of file systems that are the kernel's own: tmpfs (and memfd), hugetlbfs, ramfs, ext4,
+/// XFS, Btrfs, F2FS, bcachefs, ZFS. In any other, an access could wait for a process or a host of
+/// the frontend's choice (FUSE, network), or reach a device (sysfs).
+const FILE_SYSTEMS: [i64; 9] = [
+    0x01021994,
+    HUGETLBFS_MAGIC,
+    0x858458f6,
+    0xef53,
+    0x58465342,
+    0x9123683e,
+    0xf2f52010,
+    0xca451a4e,
+    0x2fc12fc1,
+];
 
 /// Why a memory table is refused.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +59,12 @@ pub(crate) enum MemoryError {
     BeyondFile { guest: u64, end: u64, file: u64 },
     #[error("Memory region at guest address {guest:#x} comes with a descriptor that is no file")]
     NotAFile { guest: u64 },
+    #[error("All memory regions together have more than {MAX_TOTAL:#x} bytes")]
+    TooLarge,
+    #[error(
+        "Memory region at guest address {guest:#x} is on a file system of type {kind:#x}; use a memfd, tmpfs, hugetlbfs, or a local disk"
+    )]
+    FileSystem { guest: u64, kind: i64 },
     #[error("Memory region at guest address {guest:#x} cannot be mapped: {reason}")]
     Map { guest: u64, reason: String },
     #[error("There is no memory region at guest address {guest:#x} with length {size:#x}")]
@@ -82,7 +105,7 @@ impl RegionInfo {
 #[derive(Clone, Debug)]
 struct Region {
     info: RegionInfo,
-    mapping: Arc<MmapRegion>,
+    mapping: Arc<Guarded>,
     /// The region's first byte; inside `mapping`, with `info.size` bytes after it.
     host: NonNull<u8>,
 }
@@ -92,6 +115,11 @@ impl Region {
         info.check()?;
         let guest = info.guest;
         let not_a_file = |_| MemoryError::NotAFile { guest };
+        // First, since asking anything else could wait already.
+        let kind = file_system(&file);
+        if !FILE_SYSTEMS.contains(&kind) {
+            return Err(MemoryError::FileSystem { guest, kind });
+        }
         let meta = file.metadata().map_err(not_a_file)?;
         if !meta.is_file() {
             return Err(MemoryError::NotAFile { guest });
@@ -106,7 +134,7 @@ impl Region {
         }
         // Huge pages are mapped and unmapped in whole pages only, and a region may begin in the
         // middle of one (QEMU's memory above the VGA hole does).
-        let block = block_size(&file, &meta);
+        let block = block_size(kind, &meta);
         let start = info.offset - info.offset % block;
         let rounded = end.checked_next_multiple_of(block).unwrap_or(end);
         let stop = if rounded <= meta.len() { rounded } else { end };
@@ -114,6 +142,8 @@ impl Region {
         let length = usize::try_from(stop - start).map_err(|e| failed(e.to_string()))?;
         let mapping = MmapRegion::from_file(FileOffset::new(file, start), length)
             .map_err(|e| failed(e.to_string()))?;
+        let mapping = Guarded::new(mapping)
+            .ok_or_else(|| failed("all guests together have too many regions".to_owned()))?;
         let delta = (info.offset - start) as usize;
         // SAFETY: the mapping is `stop - start` bytes long, `start <= offset` and
         // `offset + size <= stop`, so the sum stays inside.
@@ -127,16 +157,20 @@ impl Region {
     }
 }
 
-/// The granularity in which the file can be mapped.
-fn block_size(file: &File, meta: &std::fs::Metadata) -> u64 {
+/// The type of the file system a file is in; 0 when it cannot be told.
+fn file_system(file: &File) -> i64 {
     // SAFETY: an all-zero `statfs` is a valid value of this plain C struct.
     let mut fs: libc::statfs = unsafe { std::mem::zeroed() };
     // SAFETY: the descriptor is open and `fs` is a valid place for the answer.
     let known = unsafe { libc::fstatfs(file.as_raw_fd(), &mut fs) } == 0;
-    let block = meta.blksize();
     #[allow(clippy::unnecessary_cast)] // the field's type differs between C libraries
-    if known && fs.f_type as i64 == HUGETLBFS_MAGIC && block.is_power_of_two() && block <= MAX_BLOCK
-    {
+    if known { fs.f_type as i64 } else { 0 }
+}
+
+/// The granularity in which the file can be mapped.
+fn block_size(file_system: i64, meta: &std::fs::Metadata) -> u64 {
+    let block = meta.blksize();
+    if file_system == HUGETLBFS_MAGIC && block.is_power_of_two() && block <= MAX_BLOCK {
         block
     } else {
         4096
@@ -173,6 +207,10 @@ impl GuestMemory {
         if self.regions.len() >= MAX_REGIONS {
             return Err(MemoryError::TooMany);
         }
+        let total: u64 = self.regions.iter().map(|r| r.info.size).sum();
+        if total + info.size > MAX_TOTAL {
+            return Err(MemoryError::TooLarge);
+        }
         if let Some(other) = self.regions.iter().find(|r| r.info.overlaps(&info)) {
             return Err(MemoryError::Overlap {
                 first: other.info.guest,
@@ -206,6 +244,11 @@ impl GuestMemory {
     /// The number of regions.
     pub(crate) fn len(&self) -> usize {
         self.regions.len()
+    }
+
+    /// Some of it was taken away.
+    pub(crate) fn lost(&self) -> bool {
+        self.regions.iter().any(|r| r.mapping.lost())
     }
 
     /// `len` bytes at an address of the frontend's own address space, inside one region.
@@ -256,7 +299,7 @@ pub(crate) struct Area {
     ptr: NonNull<u8>,
     len: usize,
     /// Keeps the bytes mapped.
-    _mapping: Arc<MmapRegion>,
+    _mapping: Arc<Guarded>,
 }
 
 // SAFETY: see `GuestMemory`; the mapping is owned along with the pointer.
@@ -455,7 +498,8 @@ mod tests {
     use super::*;
 
     fn file(len: u64) -> File {
-        let file = tempfile::tempfile().unwrap();
+        let flags = nix::sys::memfd::MFdFlags::MFD_CLOEXEC;
+        let file = File::from(nix::sys::memfd::memfd_create(c"xvio-test", flags).unwrap());
         file.set_len(len).unwrap();
         file
     }
@@ -515,6 +559,62 @@ mod tests {
             ..region(0x4000, 0x1000, 0)
         };
         assert!(memory.with(same_user, file(0x2000)).is_err());
+    }
+
+    #[test]
+    fn only_files_that_nobody_can_hold_back_are_mapped() {
+        for path in ["/proc/self/maps", "/sys/kernel/uevent_seqnum"] {
+            if let Ok(file) = File::open(path) {
+                let refused = GuestMemory::default().with(region(0, 0x1000, 0), file);
+                assert!(matches!(refused, Err(MemoryError::FileSystem { .. })));
+            }
+        }
+    }
+
+    #[test]
+    fn one_guest_cannot_have_all_of_the_address_space() {
+        let memory = GuestMemory::default();
+        let half = region(0, MAX_TOTAL / 2, 0);
+        let memory = memory.with(half, file(MAX_TOTAL)).unwrap();
+        let more = |size| memory.with(region(1 << 45, size, 0), file(MAX_TOTAL));
+        assert!(matches!(
+            more(MAX_TOTAL / 2 + 1),
+            Err(MemoryError::TooLarge)
+        ));
+        assert!(more(MAX_TOTAL / 2).is_ok());
+    }
+
+    #[test]
+    fn memory_that_is_taken_away_reads_as_zeros_and_is_marked() {
+        let (lost, kept) = (file(0x3000), file(0x1000));
+        lost.write_all_at(&[7; 0x3000], 0).unwrap();
+        kept.write_all_at(&[8; 0x1000], 0).unwrap();
+        let memory = GuestMemory::default();
+        let memory = memory
+            .with(region(0x4000, 0x3000, 0), lost.try_clone().unwrap())
+            .unwrap();
+        let other = GuestMemory::default()
+            .with(region(0x4000, 0x1000, 0), kept)
+            .unwrap();
+        let before = crate::sigbus::losses();
+        lost.set_len(0x1000).unwrap();
+        let mut bytes = [1; 2];
+        let mut read = |memory: &GuestMemory, at| {
+            let segment = memory.segment(at, 2, &mut 0).unwrap();
+            // SAFETY: `memory` is alive.
+            unsafe { segment.copy_out(0, &mut bytes) };
+            bytes
+        };
+        assert_eq!(read(&memory, 0x4000), [7; 2]);
+        assert!(!memory.lost());
+        assert_eq!(read(&memory, 0x5ffe), [0; 2]);
+        assert!(memory.lost() && crate::sigbus::losses() > before);
+        assert_eq!(read(&other, 0x4ffe), [8; 2]);
+        assert!(!other.lost());
+        drop(memory);
+        // A place that is used again is not marked.
+        let fresh = GuestMemory::default().with(region(0, 0x1000, 0), file(0x1000));
+        assert!(!fresh.unwrap().lost());
     }
 
     #[test]

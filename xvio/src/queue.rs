@@ -99,6 +99,11 @@ impl Queue {
     #[cold]
     pub(crate) fn break_ring(&self, running: &mut Running, why: Broken) {
         running.broken = true;
+        // Lost memory reads as zeros, which look like many a mistake.
+        let why = match running.ring.memory_lost() {
+            true => Broken::MemoryLost,
+            false => why,
+        };
         self.ready.store(false, Ordering::Release);
         self.counters.broken.add(1);
         self.set_reason(Some(why.to_string()));

@@ -14,6 +14,7 @@ use virtio_bindings::virtio_ring::{
 };
 
 use crate::memory::{Area, GuestMemory, Segment};
+use crate::sigbus;
 
 /// The largest split ring (virtio 1.2, 2.7).
 pub(crate) const MAX_SIZE: u16 = 1 << 15;
@@ -65,6 +66,8 @@ pub(crate) enum Broken {
     IndirectLength(u32),
     #[error("A chain of {len} bytes is shorter than the {header}-byte virtio-net header")]
     ShorterThanHeader { len: u64, header: usize },
+    #[error("The guest's memory is gone: its file was truncated, or has no pages left")]
+    MemoryLost,
 }
 
 /// Which way a chain's buffers must point.
@@ -171,6 +174,8 @@ pub(crate) struct SplitRing {
     first: bool,
     /// The memory region of the last buffer.
     hint: usize,
+    /// Losses of memory, of any guest, that were looked into.
+    losses: u64,
 }
 
 impl SplitRing {
@@ -215,7 +220,13 @@ impl SplitRing {
             used_published: used_idx,
             first: true,
             hint: 0,
+            losses: 0,
         })
+    }
+
+    /// Some of the guest's memory was taken away.
+    pub(crate) fn memory_lost(&self) -> bool {
+        self.memory.lost()
     }
 
     /// The next available entry to take: what GET_VRING_BASE answers.
@@ -227,6 +238,12 @@ impl SplitRing {
     #[inline]
     pub(crate) fn refresh(&mut self) -> Result<u16, Broken> {
         let to = self.avail.load(2, Ordering::Acquire);
+        if sigbus::losses() != self.losses {
+            self.losses = sigbus::losses();
+            if self.memory.lost() {
+                return Err(Broken::MemoryLost);
+            }
+        }
         let pending = to.wrapping_sub(self.last_avail);
         if pending > self.size {
             return Err(Broken::AvailJump {

@@ -308,6 +308,50 @@ fn a_packet_longer_than_any_packet_is_dropped_and_counted() {
 }
 
 #[test]
+fn memory_truncated_under_us_hurts_only_its_owner() {
+    let mut bed = Bed::new(MRG_RXBUF);
+    // Another port of the same process.
+    let mut other = Bed::new(0);
+    let (ring, memory) = bed.guest.ring(0);
+    ring.add(memory, &[(HIGH, 2000)], true, false).unwrap();
+    ring.expose(memory);
+    let (ring, memory) = bed.guest.ring(1);
+    ring.add(memory, &[(HIGH, 72)], false, false).unwrap();
+    ring.add(memory, &[(HIGH + 0x1000, 72)], false, false)
+        .unwrap();
+    ring.expose(memory);
+    // The buffers go first: the rings are still there.
+    bed.guest.memory.file.set_len(HIGH_OFFSET).unwrap();
+    bed.poll(0);
+    assert_eq!(bed.poll(0), 0);
+    let _ = bed.pairs[0].rx.send(&[&[1; 60]], None);
+    assert_eq!(
+        bed.pairs[0].rx.send(&[&[1; 60]], None),
+        Err(SendError::Down)
+    );
+    let status = bed.port.wait("broken", |s| s.broken_queues.len() == 2);
+    for (_, reason) in &status.broken_queues {
+        assert!(reason.contains("memory is gone"), "{reason}");
+    }
+    // Then the rings go too.
+    bed.guest.memory.file.set_len(0).unwrap();
+    assert_eq!(bed.poll(1), 0);
+    bed.pairs[1].rx.flush();
+    assert_eq!(
+        bed.pairs[1].rx.send(&[&[1; 60]], None),
+        Err(SendError::Down)
+    );
+    other.assert_neighbour_works();
+    // The frontend comes back with memory that is there.
+    drop(bed.guest);
+    bed.port.wait("gone", |s| !s.connected);
+    bed.guest = Guest::connect(&bed.port.socket, MQ, 2, SIZE);
+    bed.guest.start();
+    bed.assert_neighbour_works();
+    assert!(bed.port.backend.status().broken_queues.is_empty());
+}
+
+#[test]
 fn tiny_receive_buffers_bound_the_work() {
     let mut bed = Bed::new(MRG_RXBUF);
     let (ring, memory) = bed.guest.ring(0);

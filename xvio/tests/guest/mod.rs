@@ -30,7 +30,7 @@ pub const HIGH: u64 = 0x20_0000;
 pub const REGION: u64 = 0x10_0000;
 pub const END: u64 = HIGH + REGION;
 /// Where the high region is in the file; the bytes before and after it belong to nobody.
-const HIGH_OFFSET: u64 = 0x20_0000;
+pub const HIGH_OFFSET: u64 = 0x20_0000;
 const FILE: u64 = 0x40_0000;
 const USER: u64 = 0x7000_0000_0000;
 const CANARY: u8 = 0xa5;
