@@ -214,6 +214,11 @@ fn collect(
         if listed >= need {
             return Ok(count);
         }
+        if chain.oversize && count == 1 {
+            // Shorter packets would fit, but no driver makes such a chain.
+            let limit = MAX_SEGMENTS as u32;
+            return Err(Outcome::Broken(Broken::Chain { limit }));
+        }
         if !mergeable || chain.oversize || count == chains.len() || segments.room() == 0 {
             return Err(Outcome::Refused(SendError::TooLong));
         }

@@ -130,9 +130,10 @@ pub(crate) struct Chain {
     /// Its segments in the [`Segments`] given to [`SplitRing::chain`].
     pub(crate) first: usize,
     pub(crate) count: usize,
-    /// Bytes of all its buffers.
+    /// Bytes of all its buffers that were read.
     pub(crate) len: u64,
-    /// It had more segments than allowed; only the first ones are listed.
+    /// It has more segments than allowed; only the first ones are listed. To be written to: the
+    /// rest was not read.
     pub(crate) oversize: bool,
     /// Descriptors read, for bounding the work of one poll.
     pub(crate) steps: u32,
@@ -338,7 +339,9 @@ impl SplitRing {
                 _ => {}
             }
             self.buffer(address, len, max, &mut chain, out)?;
-            if flags & NEXT == 0 {
+            // Nothing is written beyond the segments listed, so the rest is not even read.
+            let enough = direction == Direction::Write && chain.oversize;
+            if flags & NEXT == 0 || enough {
                 return Ok(chain);
             }
             if u32::from(next) >= entries {

@@ -390,6 +390,30 @@ fn a_full_ring_and_a_packet_too_long_leave_the_buffers_where_they_are() {
 }
 
 #[test]
+fn a_receive_chain_in_too_many_pieces_is_not_read_to_its_end() {
+    let mut bed = Bed::new(INDIRECT | MRG_RXBUF);
+    let table = LOW + 0x1_4000;
+    // What lies beyond the 128 pieces allowed is wrong, and must not matter.
+    for i in 0..400u16 {
+        let flags = WRITE | if i < 399 { NEXT } else { 0 };
+        let length = if i < 200 { 1 } else { 0 };
+        Ring::write_desc(&bed.guest.memory, table, i, (HIGH, length, flags, i + 1));
+    }
+    bed.offer(0, &[(table, 400 * 16, INDIRECT_FLAG, 0)]);
+    let rx = &mut bed.pairs[0].rx;
+    assert_eq!(rx.send(&[&[0; 116]], None), Ok(()));
+    rx.flush();
+    let (ring, memory) = bed.guest.ring(0);
+    assert_eq!(memory.u16(ring.used() + 2), 1);
+    bed.offer(0, &[(table, 400 * 16, INDIRECT_FLAG, 0)]);
+    assert_eq!(
+        bed.pairs[0].rx.send(&[&[0; 117]], None),
+        Err(SendError::Down)
+    );
+    bed.assert_broken(0, "more than 128");
+}
+
+#[test]
 fn long_chains_end_a_poll_early_and_none_is_lost() {
     let mut bed = Bed::new(INDIRECT);
     let table = LOW + 0x1_4000;

@@ -6,6 +6,7 @@ mod guest;
 
 use guest::*;
 use proptest::prelude::*;
+use vhost::VhostBackend;
 use xvio::{PartialCsum, QueuePair, SendError, TxBurst};
 
 const SIZE: u16 = 64;
@@ -254,6 +255,54 @@ fn collect(memory: &Memory, chain: &[Buffer], len: usize) -> Vec<u8> {
     all.truncate(len);
     assert_eq!(all.len(), len, "used length beyond the buffer");
     all
+}
+
+#[test]
+fn indexes_wrap_at_65536_with_every_kind_of_notification() {
+    for features in [0, EVENT_IDX] {
+        let (_port, mut pair, mut guest) = one_pair(features);
+        let base = 0xfff0u16;
+        for index in 0..2 {
+            guest.frontend.get_vring_base(index).unwrap();
+            let (ring, memory) = guest.ring(index);
+            (ring.avail_idx, ring.used_seen) = (base, base);
+            ring.expose(memory);
+            memory.write(ring.used() + 2, &base.to_le_bytes());
+            guest.start_ring(index, base);
+        }
+        let mut burst = TxBurst::new();
+        for n in 0..64u16 {
+            let next = base.wrapping_add(n);
+            let wish = |ring: &Ring, memory: &Memory| {
+                let at = ring.avail() + 4 + 2 * u64::from(SIZE);
+                memory.write(at, &next.to_le_bytes());
+            };
+            let (ring, memory) = guest.ring(1);
+            wish(ring, memory);
+            assert!(!pair.tx.arm());
+            if features == EVENT_IDX {
+                assert_eq!(memory.u16(ring.used() + 4 + 8 * u64::from(SIZE)), next);
+            }
+            memory.write(HIGH, &[0; 72]);
+            ring.add(memory, &[(HIGH, 72)], false, false).unwrap();
+            ring.expose(memory);
+            assert!(pair.tx.arm());
+            assert_eq!(pair.tx.poll(&mut burst), 1);
+            pair.tx.complete(&mut burst);
+            assert_eq!((ring.take_used(memory).len(), ring.interrupts()), (1, 1));
+            let (ring, memory) = guest.ring(0);
+            wish(ring, memory);
+            ring.add(memory, &[(HIGH, 100)], true, false).unwrap();
+            ring.expose(memory);
+            pair.rx.send(&[&[3; 60]], None).unwrap();
+            pair.rx.flush();
+            assert_eq!((ring.take_used(memory).len(), ring.interrupts()), (1, 1));
+        }
+        for index in 0..2 {
+            let end = u32::from(base.wrapping_add(64));
+            assert_eq!(guest.frontend.get_vring_base(index).unwrap(), end);
+        }
+    }
 }
 
 #[test]
