@@ -151,10 +151,6 @@ pub(crate) fn decide(guest: &Guest, input: Input, trace: &mut Trace) -> Verdict 
     let IpAddr::V4(src) = input.src() else {
         return Verdict::Drop(DropReason::Malformed);
     };
-    if !(src.is_unspecified() || guest.owns(src.into())) {
-        trace.note(|| format!("DHCP from {src}, which is not the port's."));
-        return Verdict::Drop(DropReason::SpoofedIp);
-    }
     let datagram = match input.transport().and_then(UdpDatagram::new_checked) {
         Ok(datagram) => datagram,
         Err(reason) => return Verdict::Drop(reason),
@@ -163,6 +159,12 @@ pub(crate) fn decide(guest: &Guest, input: Input, trace: &mut Trace) -> Verdict 
         trace.note(|| "It is no DHCP message of a client on Ethernet.".into());
         return Verdict::Drop(DropReason::Malformed);
     };
+    // A client renews from the address it has, and is to hear where that is not the port's any more.
+    let renewing = request.kind == message::REQUEST && request.ciaddr == Some(src);
+    if !(src.is_unspecified() || guest.owns(src.into()) || renewing) {
+        trace.note(|| format!("DHCP from {src}, which is not the port's."));
+        return Verdict::Drop(DropReason::SpoofedIp);
+    }
     if request.relayed {
         trace.note(|| "Relayed DHCP is not served: guests are on the server's own link.".into());
         return Verdict::Drop(DropReason::UnsupportedProtocol);

@@ -194,6 +194,19 @@ fn renewal_is_unicast_and_rebinding_is_broadcast() {
 }
 
 #[test]
+fn renewal_of_an_address_that_is_not_the_ports_any_more_is_refused() {
+    let (world, a) = (world(), guests()[A]);
+    let old = v4("10.0.0.99");
+    let mut renewing = message(&a, REQUEST, &[]);
+    renewing[12..16].copy_from_slice(&old.octets());
+    for (dst_mac, dst) in [(GATEWAY_MAC, ip("10.0.0.1")), (MacAddr::BROADCAST, ALL)] {
+        let frame = udp(dst_mac, a.mac, (old.into(), 68), (dst, 67), &renewing);
+        let nak = read(&a, &world.send(&a, frame).answer_to(&a));
+        assert_eq!((nak.options[&53][0], nak.frame.dst), (NAK, ALL));
+    }
+}
+
+#[test]
 fn inform_gets_configuration_without_a_lease() {
     let (world, a) = (world(), guests()[A]);
     let mut inform = message(&a, INFORM, &[WANTED]);
