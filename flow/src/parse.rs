@@ -16,8 +16,8 @@
 //!   no more than those out of a guest's memory. A longer chain of headers is malformed.
 //! - A first fragment must hold the whole transport header (RFC 1858, RFC 7112).
 //! - One 802.1Q tag is understood. A second one, and 802.1ad, are a payload of that EtherType.
-//! - An IPv6 routing header with segments left is not carried: the final destination would hide
-//!   from anti-spoofing and policy (RFC 5095).
+//! - An IPv6 routing header with segments left and an IPv4 source route are not carried: the final
+//!   destination would hide from anti-spoofing and policy (RFC 5095, RFC 7126 sections 4.3 and 4.4).
 
 use crate::Vxlan;
 use crate::checksum::checksum;
@@ -235,6 +235,7 @@ fn ipv4(h: &[u8], mut parsed: Parsed) -> Result<Parsed, DropReason> {
     if checksum(&ip.as_bytes()[..ip.header_len()]) != 0 {
         return Err(DropReason::BadIpChecksum);
     }
+    check_options(&ip.as_bytes()[crate::wire::ipv4::HEADER_LEN..ip.header_len()])?;
     parsed.ip_len = ip.total_len();
     parsed.l4 = parsed.l3 + ip.header_len();
     let key = &mut parsed.key;
@@ -243,6 +244,27 @@ fn ipv4(h: &[u8], mut parsed: Parsed) -> Result<Parsed, DropReason> {
     key.protocol = ip.protocol();
     key.fragment = fragment(ip.fragment_offset(), ip.more_fragments());
     transport(h, parsed)
+}
+
+/// IPv4 options must be whole, and not a source route.
+fn check_options(mut options: &[u8]) -> Result<(), DropReason> {
+    const END: u8 = 0;
+    const NO_OPERATION: u8 = 1;
+    const LOOSE_ROUTE: u8 = 131;
+    const STRICT_ROUTE: u8 = 137;
+    while let [kind, rest @ ..] = options {
+        options = match *kind {
+            END => return Ok(()),
+            NO_OPERATION => rest,
+            LOOSE_ROUTE | STRICT_ROUTE => return Err(DropReason::UnsupportedProtocol),
+            _ => {
+                let length = rest.first().map_or(0, |length| usize::from(*length));
+                let after = options.get(length..).filter(|_| length >= 2);
+                after.ok_or(DropReason::Malformed)?
+            }
+        };
+    }
+    Ok(())
 }
 
 fn fragment(offset: usize, more: bool) -> Fragment {

@@ -1,5 +1,6 @@
 //! What must hold for every packet: the parser finds what was built, and never panics.
 
+use flow::checksum::checksum;
 use flow::parse::{HEADER_LIMIT, MAX_EXTENSIONS, PADDED_MAX, vxlan_inner};
 use flow::reference::{Outcome, Packet, execute};
 use flow::testing::{self, PacketSpec};
@@ -197,6 +198,41 @@ fn a_routing_header_with_segments_left_is_not_carried() {
     let chain = [protocol::UDP, 0, 0, 1, 0, 0, 0, 0];
     let packet = ipv6_chain(protocol::ROUTING, &chain);
     assert_eq!(parse(&packet, PORT), Err(DropReason::UnsupportedProtocol));
+}
+
+#[test]
+fn an_ipv4_source_route_is_not_carried_and_other_options_are() {
+    let with_options = |options: [u8; 8]| {
+        let mut ip = vec![
+            0x47, 0, 0, 28, 0, 0, 0, 0, 64, 253, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2,
+        ];
+        ip.extend_from_slice(&options);
+        let sum = checksum(&ip);
+        ip[10..12].copy_from_slice(&sum.to_be_bytes());
+        let eth = EthernetRepr {
+            dst: MacAddr([2, 0, 0, 0, 0, 2]),
+            src: MacAddr([2, 0, 0, 0, 0, 1]),
+            vlan: None,
+            ethertype: ethertype::IPV4,
+        };
+        parse(&eth.emit(&ip), PORT).map(|parsed| parsed.l4)
+    };
+    let whole = Ok(14 + 28);
+    let (route, malformed) = (DropReason::UnsupportedProtocol, DropReason::Malformed);
+    for (options, expected) in [
+        ([148, 4, 0, 0, 0, 0, 0, 0], whole),
+        ([7, 7, 4, 0, 0, 0, 0, 1], whole),
+        ([0, 131, 7, 4, 10, 0, 0, 3], whole),
+        ([131, 7, 4, 10, 0, 0, 3, 0], Err(route)),
+        ([1, 137, 7, 4, 10, 0, 0, 3], Err(route)),
+        ([148, 4, 0, 0, 131, 3, 4, 0], Err(route)),
+        ([7, 0, 0, 0, 0, 0, 0, 0], Err(malformed)),
+        ([7, 1, 0, 0, 0, 0, 0, 0], Err(malformed)),
+        ([7, 9, 0, 0, 0, 0, 0, 0], Err(malformed)),
+        ([1, 1, 1, 1, 1, 1, 1, 7], Err(malformed)),
+    ] {
+        assert_eq!(with_options(options), expected, "{options:?}");
+    }
 }
 
 #[test]
