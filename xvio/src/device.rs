@@ -272,7 +272,7 @@ impl Ring {
 
 /// How the message thread waits for a worker inside the gate: a burst takes microseconds.
 fn wait(times: &mut u32) {
-    *times += 1;
+    *times = times.saturating_add(1);
     match *times {
         0..64 => std::hint::spin_loop(),
         64..256 => std::thread::yield_now(),

@@ -25,6 +25,7 @@
 //! | `memory.rs` | mapped guest memory and the only raw accesses to it |
 //! | `sigbus.rs` | guest memory that is taken away while it is mapped |
 //! | `queue.rs` | one vring as worker and message thread share it |
+//! | `doorbell.rs` | ringing the guest's eventfds without ever waiting for them |
 //! | `split.rs` | the split ring |
 //! | `net_header.rs` | the virtio-net header |
 //! | `tx.rs`, `rx.rs` | the burst interface: guest to us, us to guest |
@@ -47,13 +48,12 @@
 //! ## Limits of this version
 //! Split rings only; no segmentation, dirty logging (so QEMU refuses to migrate), or in-flight
 //! buffer. The first guest that connects makes this crate the process's handler of SIGBUS; what is
-//! not a guest's goes on to the handler before, so whoever wants its own installs it earlier. A call
-//! eventfd is made non-blocking, but its flags are shared with the frontend: one that clears the
-//! flag and fills the counter to its end could block the write of its worker.
+//! not a guest's goes on to the handler before, so whoever wants its own installs it earlier.
 
 mod backend;
 mod counters;
 mod device;
+mod doorbell;
 mod error;
 mod features;
 pub mod gate;

@@ -351,7 +351,8 @@ fn single(request: u32, fds: Vec<OwnedFd>) -> Result<OwnedFd, MessageError> {
     }
 }
 
-/// A descriptor that is an eventfd, made non-blocking: nothing else is written to by a worker.
+/// A descriptor that is an eventfd (nothing else is rung by a worker), made non-blocking for where
+/// `doorbell.rs` has to fall back to writing.
 fn eventfd(vring: u64, fd: OwnedFd) -> Result<OwnedFd, MessageError> {
     let wrong = || MessageError::NotAnEventfd(vring);
     let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));

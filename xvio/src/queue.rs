@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::Counters;
+use crate::doorbell;
 use crate::gate::Gate;
 use crate::split::{Broken, SplitRing};
 
@@ -16,10 +17,9 @@ use crate::split::{Broken, SplitRing};
 pub(crate) struct Notifier(pub(crate) OwnedFd);
 
 impl Notifier {
-    /// Adds one to the eventfd. It is non-blocking (set when it was received), and a full counter
-    /// means that the notification is pending already, so no outcome needs attention.
+    /// Adds one to the eventfd; never waits.
     pub(crate) fn notify(&self) {
-        let _ = nix::unistd::write(self.0.as_fd(), &1u64.to_ne_bytes());
+        doorbell::ring(self.0.as_fd());
     }
 }
 

@@ -352,6 +352,39 @@ fn memory_truncated_under_us_hurts_only_its_owner() {
 }
 
 #[test]
+fn a_call_descriptor_that_blocks_holds_no_worker_up() {
+    let mut bed = Bed::new(0);
+    let (ring, memory) = bed.guest.ring(1);
+    memory.write(HIGH, &[0; 72]);
+    ring.add(memory, &[(HIGH, 72)], false, false).unwrap();
+    ring.expose(memory);
+    // The flags are the frontend's too.
+    let flags = nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::empty());
+    nix::fcntl::fcntl(std::os::fd::AsFd::as_fd(&Raw(&ring.call)), flags).unwrap();
+    ring.call.write(u64::MAX - 1).unwrap();
+    let (done, wait) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let taken = bed.poll(0);
+        let _ = done.send((taken, bed));
+    });
+    let (taken, mut bed) = wait
+        .recv_timeout(std::time::Duration::from_secs(10))
+        .expect("the worker hangs");
+    assert_eq!(taken, 1);
+    bed.assert_neighbour_works();
+}
+
+/// An eventfd as `AsFd`.
+struct Raw<'a>(&'a vmm_sys_util::eventfd::EventFd);
+
+impl std::os::fd::AsFd for Raw<'_> {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        // SAFETY: borrowed no longer than the eventfd.
+        unsafe { std::os::fd::BorrowedFd::borrow_raw(std::os::fd::AsRawFd::as_raw_fd(self.0)) }
+    }
+}
+
+#[test]
 fn tiny_receive_buffers_bound_the_work() {
     let mut bed = Bed::new(MRG_RXBUF);
     let (ring, memory) = bed.guest.ring(0);
