@@ -22,7 +22,8 @@ pub(crate) fn unsolicited(guest: &Guest) -> Vec<u8> {
 /// The advertisement for this guest, in its frame.
 ///
 /// It has the prefixes that the guest has an address of or forms one in. M says that DHCPv6 has
-/// an address that SLAAC would not lead to; O says that DHCPv6 has the name servers, too.
+/// an address: also the one that SLAAC leads to, as a guest that makes no address of its MAC has no
+/// other way to it. O says that DHCPv6 has the name servers, too.
 pub(crate) fn advertisement(guest: &Guest, to: Ipv6Addr) -> Vec<u8> {
     let network = &guest.domain.network;
     let prefixes = network.subnets.iter().filter_map(|subnet| {
@@ -45,7 +46,7 @@ pub(crate) fn advertisement(guest: &Guest, to: Ipv6Addr) -> Vec<u8> {
     });
     let advert = RouterAdvert {
         hop_limit: 64,
-        managed: guest.v6().is_some_and(|ip| !formed_by_slaac(guest, ip)),
+        managed: guest.v6().is_some(),
         other: guest.v6().is_some() || name_servers(guest).next().is_some(),
         lifetime: ROUTER_LIFETIME,
         link: network.gateway_mac,
@@ -65,8 +66,4 @@ pub(crate) fn name_servers(guest: &Guest) -> impl Iterator<Item = Ipv6Addr> {
         IpAddr::V6(v6) => Some(*v6),
         IpAddr::V4(_) => None,
     })
-}
-
-fn formed_by_slaac(guest: &Guest, ip: Ipv6Addr) -> bool {
-    ip.octets()[8..] == guest.port.mac.eui64() && guest.domain.is_slaac(ip)
 }

@@ -269,6 +269,25 @@ fn a_router_advertisement_tells_all_a_guest_needs() {
 }
 
 #[test]
+fn a_guest_that_makes_no_address_of_its_mac_is_led_to_dhcpv6() {
+    let formed = v6("fd00:b:0:1:0:ff:fe00:14"); // by SLAAC of B's MAC
+    let b = guests()[B];
+    assert_eq!(formed.octets()[8..], b.mac.eui64());
+    for (address, flags) in [(Some(formed), 0xc0), (None, 0x40)] {
+        let plan = plan().change(|t| {
+            let ports = t.ports.iter_mut().filter(|p| p.name == "guest-1");
+            ports.for_each(|p| {
+                p.addresses.retain(IpAddr::is_ipv4);
+                p.addresses.extend(address.map(IpAddr::V6));
+            });
+        });
+        let asked = router_solicitation(&b, b.link_local(), true);
+        let seen = see(&plan.build().send(&b, asked).answer_to(&b));
+        assert_eq!(seen.payload[5], flags, "M and O for {address:?}");
+    }
+}
+
+#[test]
 fn without_ipv6_no_router_is_advertised() {
     let plan = plan().change(|topology| {
         topology.networks[1]
