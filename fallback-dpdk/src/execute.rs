@@ -7,7 +7,7 @@
 use crate::table::Program;
 use dpdk::{Mbuf, Mempool};
 use flow::checksum::{Sum, mend, mend_udp, pseudo_header};
-use flow::parse::vxlan_inner;
+use flow::parse::{PADDED_MAX, vxlan_inner};
 use flow::reference::Outcome;
 use flow::wire::{EthernetRepr, Ipv4Repr, Ipv6Repr, UdpRepr};
 use flow::wire::{ethernet, ethertype, icmp, ipv4, ipv6, protocol, tcp, udp, vxlan};
@@ -133,6 +133,10 @@ impl Layout {
 impl View {
     fn of(parsed: &Parsed) -> Self {
         if parsed.eth == 0 {
+            // What follows a packet of the underlay is tolerated where a station's frame is not.
+            if parsed.ip_end() < parsed.end && parsed.end - parsed.l3 > PADDED_MAX {
+                return View::Unknown;
+            }
             View::Plain(Layout::new(parsed))
         } else {
             View::Inside {

@@ -97,6 +97,24 @@ proptest! {
     }
 }
 
+/// Such a packet of the underlay parses there, and as a station's frame it does not.
+#[test]
+fn a_packet_of_the_underlay_with_much_behind_it_is_the_reference() {
+    let (src, dst) = ([192, 0, 2, 1].into(), [192, 0, 2, 2].into());
+    let mut ip = Ipv4Repr::new(src, dst, 253).emit(&[0; 20]);
+    ip.resize(100, 0);
+    let eth = EthernetRepr {
+        dst: flow::MacAddr([2; 6]),
+        src: flow::MacAddr([4; 6]),
+        vlan: None,
+        ethertype: ethertype::IPV4,
+    };
+    let packet = Packet::complete(eth.emit(&ip));
+    let actions = [Action::DecTtl, Action::Output(PortId(1))];
+    let tried = agree_as_parsed(&actions, &packet).expect("the same as the reference");
+    assert_eq!(tried, 1, "as a packet of the underlay only");
+}
+
 #[test]
 fn a_packet_without_headroom_moves_to_another_buffer() {
     let outer = Vxlan {
