@@ -49,13 +49,17 @@ impl Global {
             .map_err(|error| Failure::other(chain(&error)))?;
         let target = Target::controller(&url, identity, false).map_err(|error| match error {
             ConnectError::NoIdentity { .. } => Failure::denied(format!(
-                "{error}; `ferrovia login --controller {url} --token …` gets one"
+                "\"{url}\" needs a certificate and there is none here; `ferrovia login --controller {url} --token …` gets one"
             )),
             _ => Failure::usage(chain(&error)),
         })?;
-        let channel = client::connect(&target)
-            .await
-            .map_err(|error| Failure::unreachable(chain(&error)))?;
+        let channel = client::connect(&target).await.map_err(|error| match error {
+            ConnectError::PlainNotLoopback { .. } => Failure::usage(format!(
+                "\"{url}\" would send everything unencrypted to another machine; use https://, or run this on the controller's machine"
+            )),
+            ConnectError::BadIdentity { .. } => Failure::denied(chain(&error)),
+            _ => Failure::unreachable(chain(&error)),
+        })?;
         Ok(client::controller_client(channel))
     }
 

@@ -1,5 +1,6 @@
 //! What went wrong, as one message and a stable exit code.
 
+use crate::connect::chain;
 use std::process::ExitCode;
 use tonic::{Code, Status};
 
@@ -47,6 +48,14 @@ impl Failure {
         }
     }
 
+    /// It is there already.
+    pub fn taken(message: impl Into<String>) -> Failure {
+        Failure {
+            message: message.into(),
+            code: 4,
+        }
+    }
+
     /// Somebody cannot be reached.
     pub fn unreachable(message: impl Into<String>) -> Failure {
         Failure {
@@ -86,11 +95,21 @@ impl std::fmt::Display for Failure {
 
 impl From<Status> for Failure {
     fn from(status: Status) -> Self {
+        // A status with a cause was made here: the connection broke, and nobody answered.
+        if std::error::Error::source(&status).is_some() {
+            return Failure::unreachable(format!(
+                "The connection broke before an answer came; check that the other side runs, that the URL says \
+                 https:// for a controller with certificates and http:// for a plain one, and that your certificate \
+                 is of its CA ({})",
+                chain(&status)
+            ));
+        }
         let code = match status.code() {
             Code::InvalidArgument | Code::OutOfRange => 2,
             Code::NotFound => 3,
             Code::AlreadyExists | Code::FailedPrecondition | Code::Aborted => 4,
-            Code::Unavailable | Code::DeadlineExceeded => 5,
+            // Cancelled: the controller gave up on its own work after a minute.
+            Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => 5,
             Code::Unauthenticated | Code::PermissionDenied => 6,
             Code::ResourceExhausted => 7,
             _ => 1,

@@ -175,9 +175,10 @@ fn virsh(uri: &str, args: &[&str], stdin: Option<&str>) -> Result<String, Failur
 
 /// The interface element for a port.
 ///
-/// `mtu` is the network's; the guest's driver learns it from the device (VIRTIO_NET_F_MTU).
+/// It has no `<mtu>`: libvirt 9.0 looks for a network device of the host to set it on, and a vhostuser
+/// interface has none ("Cannot set interface MTU"). Guests learn the MTU by DHCP and router advertisements.
 /// Source: libvirt, `docs/formatdomain.rst`, "vhost-user interface".
-pub fn interface_xml(port: &v1::Port, mtu: u32) -> Result<String, Failure> {
+pub fn interface_xml(port: &v1::Port) -> Result<String, Failure> {
     let status = port.status.clone().unwrap_or_default();
     if status.socket.is_empty() {
         return Err(Failure::other(format!(
@@ -213,7 +214,7 @@ pub fn interface_xml(port: &v1::Port, mtu: u32) -> Result<String, Failure> {
     let size = virtio.queue_size.clamp(256, 1024);
     Ok(format!(
         "<interface type='vhostuser'>\n  <mac address='{}'/>\n  {source}\n  <model type='virtio'/>\n  \
-         <mtu size='{mtu}'/>\n  <driver{queues} rx_queue_size='{size}' tx_queue_size='{size}'/>\n</interface>",
+         <driver{queues} rx_queue_size='{size}' tx_queue_size='{size}'/>\n</interface>",
         escape(&port.mac)
     ))
 }
@@ -247,13 +248,13 @@ mod tests {
 
     #[test]
     fn the_side_that_listens_decides_the_mode() {
-        let xml = interface_xml(&port(v1::SocketMode::AgentListens, 1), 1450).unwrap();
+        let xml = interface_xml(&port(v1::SocketMode::AgentListens, 1)).unwrap();
         assert!(
             xml.contains("mode='client'") && xml.contains("<reconnect enabled='yes'"),
             "{xml}"
         );
         assert!(!xml.contains("queues='"), "{xml}");
-        let xml = interface_xml(&port(v1::SocketMode::AgentConnects, 4), 1450).unwrap();
+        let xml = interface_xml(&port(v1::SocketMode::AgentConnects, 4)).unwrap();
         assert!(
             xml.contains("mode='server'") && !xml.contains("reconnect"),
             "{xml}"
@@ -263,7 +264,7 @@ mod tests {
 
     #[test]
     fn paths_are_escaped() {
-        let xml = interface_xml(&port(v1::SocketMode::AgentListens, 1), 1450).unwrap();
+        let xml = interface_xml(&port(v1::SocketMode::AgentListens, 1)).unwrap();
         assert!(xml.contains("path='/run/x&apos;y.sock'"), "{xml}");
     }
 
@@ -271,7 +272,7 @@ mod tests {
     fn a_port_that_no_agent_serves_has_no_xml() {
         let mut pending = port(v1::SocketMode::AgentListens, 1);
         pending.status = None;
-        let error = interface_xml(&pending, 1450).unwrap_err().to_string();
+        let error = interface_xml(&pending).unwrap_err().to_string();
         assert!(
             error.contains("\"web\"") && error.contains("has not answered"),
             "{error}"

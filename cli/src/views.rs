@@ -21,6 +21,7 @@ pub struct Host {
     desired_version: u64,
     last_seen_ms: i64,
     homes: Vec<Home>,
+    problems: Vec<String>,
 }
 
 /// A home of flows on a host.
@@ -70,6 +71,7 @@ impl From<v1::Host> for Host {
             desired_version: status.desired_version,
             last_seen_ms: status.last_seen_ms,
             homes: status.homes.into_iter().map(Home::from).collect(),
+            problems: status.problems,
         }
     }
 }
@@ -122,6 +124,7 @@ impl Row for Host {
                 format!("{} of {}", self.applied_version, self.desired_version),
             ),
             ("HOMES", home_lines(&self.homes)),
+            ("PROBLEMS", self.problems.join("\n")),
         ]
     }
 }

@@ -49,7 +49,7 @@ pub async fn run(global: &Global, command: Port) -> Result<(), Failure> {
                 .get_port(v1::GetRequest { r#ref: port })
                 .await?
                 .into_inner();
-            return output::print(&xml(&mut client, &port).await?);
+            return output::print(&libvirt::interface_xml(&port)?);
         }
         Port::Show { port } => client
             .get_port(v1::GetRequest { r#ref: port })
@@ -165,18 +165,6 @@ pub async fn ready(
             .await?
             .into_inner();
     }
-}
-
-/// The libvirt interface for a port, with its network's MTU.
-pub async fn xml(
-    client: &mut ControllerClient<Channel>,
-    port: &v1::Port,
-) -> Result<String, Failure> {
-    let network = v1::GetRequest {
-        r#ref: port.network.clone(),
-    };
-    let network = client.get_network(network).await?.into_inner();
-    libvirt::interface_xml(port, network.mtu)
 }
 
 impl From<Rings> for v1::VirtioOptions {

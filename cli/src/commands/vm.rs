@@ -3,7 +3,7 @@
 use super::port;
 use crate::args::{Global, Vm};
 use crate::failure::Failure;
-use crate::libvirt::Domain;
+use crate::libvirt::{Domain, interface_xml};
 use crate::{output::Row, views};
 use api::v1;
 use serde::Serialize;
@@ -44,7 +44,7 @@ pub async fn run(global: &Global, command: Vm) -> Result<(), Failure> {
             let created = client.create_port(request).await?.into_inner();
             let attached = async {
                 let port = port::ready(&mut client, created.clone()).await?;
-                domain.attach(&port::xml(&mut client, &port).await?)?;
+                domain.attach(&interface_xml(&port)?)?;
                 Ok(port)
             };
             let attached = tokio::select! {
