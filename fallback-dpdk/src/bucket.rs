@@ -43,9 +43,66 @@ impl TokenBucket {
     }
 }
 
+/// What one port may ask of the slow path: never more than its ceiling, and of that its share always,
+/// whatever the other ports of the worker do, and the rest while the worker has some to spare.
+#[derive(Clone, Debug)]
+pub(crate) struct Allowance {
+    ceiling: TokenBucket,
+    share: TokenBucket,
+}
+
+impl Allowance {
+    /// Up to `ceiling` a second, of which `share` are certain.
+    pub(crate) fn new(ceiling: u32, share: u32, hz: u64, now: u64) -> Self {
+        let bucket = |rate: u32| TokenBucket::new(rate, (rate / 16).max(64), hz, now);
+        Allowance {
+            ceiling: bucket(ceiling),
+            share: bucket(share.min(ceiling)),
+        }
+    }
+
+    /// Another number of ports has another share each.
+    pub(crate) fn set_share(&mut self, share: u32, hz: u64, now: u64) {
+        let empty = TokenBucket {
+            saved: 0,
+            ..TokenBucket::new(share, (share / 16).max(64), hz, now)
+        };
+        self.share = empty;
+    }
+
+    /// Takes a token, if there is one; `spare` is common to all ports of the worker.
+    pub(crate) fn take(&mut self, spare: &mut TokenBucket, now: u64) -> bool {
+        self.ceiling.take(now) && (self.share.take(now) || spare.take(now))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn scanning_ports_take_what_is_spare_and_never_a_quiet_ones_share() {
+        const HZ: u64 = 1_000_000;
+        let mut spare = TokenBucket::new(2000, 125, HZ, 0);
+        let mut ports: Vec<_> = (0..50)
+            .map(|_| Allowance::new(1000, 2000 / 50, HZ, 0))
+            .collect();
+        let (mut scanned, mut quiet) = (0, 0);
+        for millisecond in 0..10_000 {
+            let now = millisecond * HZ / 1000;
+            for port in &mut ports[1..] {
+                scanned += (0..20).filter(|_| port.take(&mut spare, now)).count();
+            }
+            if millisecond % 30 == 0 {
+                quiet += usize::from(ports[0].take(&mut spare, now));
+            }
+        }
+        assert_eq!(quiet, 334, "33 a second are below its share of 40");
+        assert!(scanned < 10 * 4000 + 50 * 64 + 125, "{scanned} in 10 s");
+        let mut alone = Allowance::new(1000, 1000, HZ, 0);
+        let many = (0..HZ * 10).filter(|now| alone.take(&mut spare, *now));
+        assert!(many.count() >= 10_000, "alone it has its ceiling");
+    }
 
     #[test]
     fn a_burst_is_allowed_then_the_rate() {

@@ -14,7 +14,7 @@ use crate::ring::{Consumer, Producer, ring};
 use crate::uplink_doorbell::UplinkDoorbell;
 use crate::wake::{Bed, Doorbell};
 use crate::worker::{Setup, Worker};
-use dpdk::{Eal, MbufBurst, Mempool, PortConfig};
+use dpdk::{BURST, Eal, MbufBurst, Mempool, PortConfig};
 use flow::{DropReason, PortId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -322,12 +322,12 @@ impl Dataplane {
         self.route(id, Some(worker), worker)
     }
 
-    /// Tells all workers but the owner where a port is.
+    /// Tells all workers but the owner where a port is, also where one of them is gone.
     fn route(&self, id: PortId, to: Option<usize>, owner: usize) -> Result<(), Error> {
-        for handle in self.handles.iter().filter(|handle| handle.index != owner) {
-            handle.ask(|reply| Command::Route(id, to, reply))?;
-        }
-        Ok(())
+        let others = self.handles.iter().filter(|handle| handle.index != owner);
+        others
+            .map(|handle| handle.ask(|reply| Command::Route(id, to, reply)))
+            .fold(Ok(()), Result::and)
     }
 
     /// Takes a port out. When this returns no worker touches it any more: its flows are gone, a
@@ -338,14 +338,13 @@ impl Dataplane {
     pub fn remove_port(&self, id: PortId) -> Result<(), Error> {
         let mut state = self.state();
         let record = state.ports.remove(&id).ok_or(Error::NoSuchPort(id))?;
-        let done = self.route(id, None, record.worker).and_then(|()| {
-            let parts = self
-                .handle(record.worker)?
-                .ask(|reply| Command::Release(id, reply))?;
-            // Queues first, then the device.
-            drop(parts);
-            Ok(())
-        });
+        let routed = self.route(id, None, record.worker);
+        // Queues first, then the device. The owner lets go even where another worker is gone.
+        let released = self
+            .handle(record.worker)
+            .and_then(|owner| owner.ask(|reply| Command::Release(id, reply)))
+            .map(drop);
+        let done = routed.and(released);
         let last = record.block.read();
         for (total, count) in state.gone_drops.iter_mut().zip(last.drops) {
             *total += count;
@@ -439,15 +438,25 @@ impl Drop for Dataplane {
 
 type Ends = (Vec<Option<Link>>, Vec<Consumer<Handoff>>);
 
+/// Slots of each hand-off ring: packets that wait for slow workers hold no more than half of the
+/// buffers, so that these guests' neighbours still have some.
+fn handoff_depth(config: &Config) -> usize {
+    let rings = config.workers * (config.workers - 1);
+    let most = (config.buffers as usize / 2) / rings.max(1);
+    // Rings round up to a power of two.
+    let most = (most + 1).next_power_of_two() / 2;
+    config.handoff.next_power_of_two().min(most.max(BURST))
+}
+
 /// A ring from each worker to each other: what each one sends into and takes from.
 fn mesh(config: &Config, doorbells: &[Arc<Doorbell>]) -> Vec<Ends> {
-    let workers = config.workers;
+    let (workers, depth) = (config.workers, handoff_depth(config));
     let mut ends: Vec<Ends> = (0..workers)
         .map(|_| ((0..workers).map(|_| None).collect(), Vec::new()))
         .collect();
     for from in 0..workers {
         for to in (0..workers).filter(|to| *to != from) {
-            let (producer, consumer): (Producer<Handoff>, _) = ring(config.handoff);
+            let (producer, consumer): (Producer<Handoff>, _) = ring(depth);
             ends[from].0[to] = Some(Link {
                 ring: producer,
                 doorbell: Arc::clone(&doorbells[to]),
@@ -510,4 +519,98 @@ fn pin(core: Option<usize>) -> std::io::Result<()> {
         nix::unistd::Pid::from_raw(0),
         &set,
     )?)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::testbed::{eal, pool};
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::time::{Duration, Instant};
+
+    /// A device that never receives and takes all it is given.
+    pub(crate) fn silent_port() -> dpdk::Port {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let devargs = format!("net_null{number},no-rx=1");
+        let port = dpdk::Port::attach(eal(), &devargs).expect("a null device");
+        port.configure(&PortConfig::new(pool()))
+            .expect("it is configured");
+        port.start().expect("it starts");
+        port
+    }
+
+    fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
+        let start = Instant::now();
+        while !done() {
+            assert!(start.elapsed() < Duration::from_secs(20), "{what}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    #[test]
+    fn a_worker_that_panics_goes_on_and_its_ports_too() {
+        let config = Config {
+            workers: 2,
+            buffers: 512,
+            max_frame: 2048,
+            ..Config::default()
+        };
+        let plane = Dataplane::start(eal().clone(), config).unwrap();
+        let (one, two) = (PortId(1), PortId(2));
+        for port in [one, two] {
+            plane
+                .add_ethdev(port, silent_port(), Some(Wake::Timer))
+                .unwrap();
+        }
+        let worker = plane.state().ports[&one].worker;
+        for times in 1..=3 {
+            plane
+                .handle(worker)
+                .unwrap()
+                .tell(Command::Panic(one))
+                .unwrap();
+            wait_for("the panic is counted", || {
+                plane.workers()[worker].panics == times
+            });
+        }
+        let sent = || {
+            let ports = plane.counters().ports;
+            ports
+                .iter()
+                .find(|(id, _)| *id == one)
+                .unwrap()
+                .1
+                .tx_packets
+        };
+        let before = sent();
+        for _ in 0..3 {
+            plane.inject(one, vec![0; 60]).unwrap();
+        }
+        wait_for("the port still sends", || sent() == before + 3);
+        // It still answers, lets go of its ports, and no buffer is lost.
+        plane.remove_port(one).unwrap();
+        plane.remove_port(two).unwrap();
+        wait_for("all buffers are back", || {
+            plane.counters().buffers_free == 512
+        });
+    }
+
+    #[test]
+    fn packets_between_workers_hold_at_most_half_of_the_buffers() {
+        for workers in 1..=16 {
+            for buffers in [8192, 16_384, 100_000] {
+                let config = Config {
+                    workers,
+                    buffers,
+                    ..Config::default()
+                };
+                let depth = handoff_depth(&config);
+                assert!(depth.is_power_of_two() && depth <= 1024);
+                let waiting = depth * workers * (workers - 1);
+                let fits = waiting <= buffers as usize / 2;
+                assert!(fits || depth == BURST, "{workers} workers: {waiting}");
+            }
+        }
+    }
 }

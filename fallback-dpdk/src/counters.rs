@@ -75,6 +75,7 @@ pub(crate) struct WorkerBlock {
     pub(crate) expired: Count,
     pub(crate) events_lost: Count,
     pub(crate) epoch: Count,
+    pub(crate) panics: Count,
 }
 
 /// What a port did.
@@ -162,4 +163,6 @@ pub struct WorkerStats {
     pub events_lost: u64,
     /// The epoch of the router it uses; 0 before the first.
     pub epoch: u64,
+    /// How often it came upon a bug, forgot its flows and went on.
+    pub panics: u64,
 }

@@ -202,6 +202,24 @@ impl Fabric {
         }
     }
 
+    /// After a panic, when nothing is known of what was staged: no ring stays held, no packet stays
+    /// behind, and every output can be staged for again.
+    pub(crate) fn recover(&mut self) {
+        self.dirty.clear();
+        for output in self.outputs.iter_mut().flatten() {
+            output.dirty = false;
+            match &mut output.exit {
+                Exit::Vhost { rings, active } => {
+                    rings.iter_mut().for_each(GuestRx::flush);
+                    running(rings, active);
+                }
+                Exit::Ethdev { staged, .. } => staged.clear(),
+            }
+        }
+        self.links_dirty = true;
+        self.flush();
+    }
+
     /// Sends everything staged. Call it after each burst.
     pub(crate) fn flush(&mut self) {
         while let Some(slot) = self.dirty.pop() {

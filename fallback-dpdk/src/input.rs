@@ -4,7 +4,7 @@
 //! descriptors go back at once), parsed, and hashed. What comes out is the buffers and, for each, what
 //! its headers say or why it is dropped.
 
-use crate::bucket::TokenBucket;
+use crate::bucket::Allowance;
 use crate::counters::PortBlock;
 use crate::uplink_doorbell::UplinkDoorbell;
 use crate::wake::Bed;
@@ -63,7 +63,7 @@ pub(crate) struct Input {
     pub(crate) id: PortId,
     pub(crate) source: Source,
     pub(crate) block: Arc<PortBlock>,
-    pub(crate) bucket: TokenBucket,
+    pub(crate) allowance: Allowance,
     pub(crate) slow_path_rate: u32,
 }
 
@@ -96,6 +96,11 @@ impl Burst {
 }
 
 impl Input {
+    /// Whether this is the way to the other hosts.
+    pub(crate) fn is_uplink(&self) -> bool {
+        self.id == PortId::UPLINK
+    }
+
     /// Takes a burst from one queue. Returns how many packets the queue gave, lost ones included.
     pub(crate) fn take(
         &mut self,
@@ -106,7 +111,7 @@ impl Input {
     ) -> usize {
         burst.packets.clear();
         burst.judged.clear();
-        let uplink = self.id == PortId::UPLINK;
+        let uplink = self.is_uplink();
         let (id, block) = (self.id, &self.block);
         let mut bytes = 0;
         let judge = |data: &[u8], csum: Option<PartialCsum>| -> Judged {
@@ -186,8 +191,11 @@ impl Input {
             }
             Source::Ethdev(_, DeviceWake::Timer) => Ok(TIMER_MS),
             Source::Ethdev(_, DeviceWake::Doorbell(doorbell)) => {
-                doorbell.drain();
-                Ok(u16::MAX)
+                if doorbell.drain() {
+                    Ok(u16::MAX)
+                } else {
+                    Err(AlreadyWork)
+                }
             }
             Source::Ethdev(rx, DeviceWake::Interrupt(_)) => {
                 Ok(if rx.arm() { u16::MAX } else { TIMER_MS })

@@ -120,6 +120,7 @@ impl Dataplane {
                 flows: handle.block.flows.get() as usize,
                 events_lost: handle.block.events_lost.get(),
                 epoch: handle.block.epoch.get(),
+                panics: handle.block.panics.get(),
             }
         });
         stats.collect()

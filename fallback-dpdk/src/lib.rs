@@ -19,6 +19,7 @@
 //! | `control.rs`, `inspect.rs` | [`Dataplane`]: what the agent calls to change, and to look |
 //! | `message.rs` | the protocol between control side and workers |
 //! | `worker.rs` | the loop: poll, look up, execute, age, sleep |
+//! | `recovery.rs` | what it does after a panic |
 //! | `slow_path.rs` | first packets, punts, answers, rate limits |
 //! | `input.rs` | receive sides: guests' rings and devices, parsed into bursts |
 //! | `fabric.rs` | transmit sides: staging by output, hand-off to other workers |
@@ -45,6 +46,7 @@ mod input;
 mod inspect;
 mod message;
 mod record;
+mod recovery;
 mod ring;
 mod slow_path;
 mod table;

@@ -57,6 +57,9 @@ pub(crate) enum Command {
     Lookup(FlowKey, SyncSender<Option<FlowRecord>>),
     /// End.
     Stop,
+    /// Stage a packet for this port, then panic.
+    #[cfg(test)]
+    Panic(PortId),
 }
 
 /// The worker's end of its mailbox.
@@ -73,8 +76,9 @@ impl Mailbox {
 
     /// The next message. Call it until there is none.
     pub(crate) fn take(&self) -> Option<Command> {
-        // Before the look: a message that comes after it sets the flag again.
-        self.mail.store(false, Ordering::SeqCst);
+        // Before the look: a message that comes after it sets the flag again. A swap, because the
+        // flag that is taken down here may be a later message's, which then has to be seen.
+        self.mail.swap(false, Ordering::SeqCst);
         let command = self.receiver.try_recv().ok();
         if command.is_some() {
             self.mail.store(true, Ordering::Release);

@@ -1,7 +1,8 @@
 //! What happens to a packet that has no flow, or whose flow stops half-way: the router decides.
 //!
-//! It happens in the worker's thread, between two packets, and may allocate. How often is bounded by a
-//! token bucket for each port, so that a guest that scans costs the others no more than that. A flow
+//! It happens in the worker's thread, between two packets, and may allocate. How often is bounded, for
+//! each port and for all guests of a worker together, so that guests that scan cost the others no more
+//! than that; the share of a port that does not is kept for it (see `bucket.rs`). A flow
 //! of an older router that is compiled again takes no token: there are no more of them than flows,
 //! and no guest can make the router change.
 
@@ -13,7 +14,7 @@ use crate::table::{Handle, Program};
 use crate::worker::Worker;
 use dpdk::Mbuf;
 use flow::reference::Outcome;
-use flow::{DropReason, PortId, Punt};
+use flow::{DropReason, PartialCsum, PortId, Punt};
 use std::sync::Arc;
 use vrouter::Verdict;
 
@@ -31,10 +32,9 @@ impl Worker {
         stale: Option<Handle>,
         now: u64,
     ) {
-        let input = self.input(slot);
-        let block = Arc::clone(&input.block);
+        let block = Arc::clone(&self.input(slot).block);
         block.misses.add(1);
-        if stale.is_none() && !input.bucket.take(now) {
+        if stale.is_none() && !self.may_ask(slot, now) {
             return block.dropped(DropReason::RateLimited);
         }
         let Some(router) = self.router.clone() else {
@@ -79,7 +79,8 @@ impl Worker {
 
     fn run_once(&mut self, slot: usize, program: &Program, packet: Mbuf, known: &Known, now: u64) {
         let block = Arc::clone(&self.input(slot).block);
-        let kept = keep_for_punt(program, &packet, known, &mut self.original);
+        // The checksum is complete already.
+        let kept = keep_for_punt(program, &packet, known, None, &mut self.original);
         let mut outputs = self.fabric.outputs(&block, known.hash);
         let outcome = execute(
             program,
@@ -134,14 +135,14 @@ impl Worker {
     /// The packet is dropped, and its sender told where one is due.
     #[cold]
     fn punted(&mut self, slot: usize, why: Punt, known: &Known, kept: Option<usize>, now: u64) {
-        let input = self.input(slot);
-        let block = Arc::clone(&input.block);
+        let block = Arc::clone(&self.input(slot).block);
         block.dropped(match why {
             Punt::TtlExceeded => DropReason::TtlExceeded,
             Punt::TooBig => DropReason::TooBig,
         });
-        if !input.bucket.take(now) {
-            return block.dropped(DropReason::RateLimited);
+        // The packet is counted already; its sender hears of another one.
+        if !self.may_ask(slot, now) {
+            return;
         }
         let (Some(router), Some(length)) = (self.router.clone(), kept) else {
             return;
@@ -173,12 +174,13 @@ impl Worker {
     }
 }
 
-/// Keeps a copy of a packet that its list may hand back: an ICMP error quotes it as it came. Returns
-/// the copy's length.
+/// Keeps a copy of a packet that its list may hand back: an ICMP error quotes it as it came, with the
+/// checksum that its sender has left to us. Returns the copy's length.
 pub(crate) fn keep_for_punt(
     program: &Program,
     packet: &Mbuf,
     known: &Known,
+    csum: Option<PartialCsum>,
     original: &mut [u8],
 ) -> Option<usize> {
     let (parsed, bytes) = (&known.parsed, packet.data());
@@ -193,6 +195,10 @@ pub(crate) fn keep_for_punt(
     if !dying && parsed.ip_len <= usize::from(program.smallest_mtu) {
         return None;
     }
-    original.get_mut(..bytes.len())?.copy_from_slice(bytes);
-    Some(bytes.len())
+    let original = original.get_mut(..bytes.len())?;
+    original.copy_from_slice(bytes);
+    if let Some(csum) = csum {
+        csum.fill(original).ok()?;
+    }
+    Some(original.len())
 }

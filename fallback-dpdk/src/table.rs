@@ -156,6 +156,11 @@ impl FlowTable {
         self.len
     }
 
+    /// The most flows that fit.
+    pub(crate) fn capacity(&self) -> usize {
+        self.capacity
+    }
+
     /// Slots in use or free, the range of [`FlowTable::at`].
     pub(crate) fn slots(&self) -> usize {
         self.slots.len()

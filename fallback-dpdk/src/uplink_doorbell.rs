@@ -12,6 +12,9 @@ use nix::sys::socket::{
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+/// Packets forgotten in one go: a flood must not hold the worker here.
+const DRAINED_AT_ONCE: usize = 64;
+
 /// The doorbell of one interface.
 #[derive(Debug)]
 pub(crate) struct UplinkDoorbell {
@@ -42,10 +45,12 @@ impl UplinkDoorbell {
         Ok(UplinkDoorbell { fd })
     }
 
-    /// Forgets what rang so far.
-    pub(crate) fn drain(&self) {
+    /// Forgets what rang so far. False where it rings faster than this can listen: then it has not
+    /// become quiet, would not wake, and the caller must not sleep.
+    pub(crate) fn drain(&self) -> bool {
         let mut byte = [0];
-        while recv(self.fd.as_raw_fd(), &mut byte, MsgFlags::MSG_DONTWAIT).is_ok() {}
+        (0..DRAINED_AT_ONCE)
+            .any(|_| recv(self.fd.as_raw_fd(), &mut byte, MsgFlags::MSG_DONTWAIT).is_err())
     }
 }
 

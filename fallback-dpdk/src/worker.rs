@@ -12,7 +12,7 @@
 //! packet that has a flow there is no lock, no allocation, and no system call but the doorbell of a
 //! receiver that asked for it.
 
-use crate::bucket::TokenBucket;
+use crate::bucket::{Allowance, TokenBucket};
 use crate::config::Config;
 use crate::counters::{PortBlock, WorkerBlock};
 use crate::execute::execute;
@@ -45,6 +45,9 @@ const LONGEST_SLEEP_MS: u16 = 250;
 /// Sleeps of one millisecond after an event: a doorbell hears of a packet before the device's driver
 /// does, and on a loaded host the driver may be late by more than the worker polls on.
 const RESTLESS: u8 = 3;
+/// First packets a second that the guests of a worker may send together, in ceilings of one guest:
+/// half of them shared out evenly, half for whoever asks.
+const GUESTS_TOGETHER: u32 = 4;
 /// How often unresolved next hops are told, a second, and how many at once.
 const UNRESOLVED_RATE: u32 = 10;
 
@@ -63,7 +66,7 @@ pub(crate) struct Setup {
 }
 
 /// A port that is leaving: its flows are forgotten a few at a time.
-struct Leaving {
+pub(crate) struct Leaving {
     parts: Box<PortParts>,
     reply: SyncSender<Option<Box<PortParts>>>,
 }
@@ -73,14 +76,18 @@ pub(crate) struct Worker {
     pub(crate) index: usize,
     pub(crate) hz: u64,
     idle_ticks: u64,
+    /// First packets a second of one guest.
+    guest_rate: u32,
+    /// What the guests' first packets have in common; see `bucket.rs`.
+    spare: TokenBucket,
     pub(crate) pool: Mempool,
     pub(crate) table: FlowTable,
     pub(crate) fabric: Fabric,
-    inputs: Vec<Input>,
-    leaving: Vec<Leaving>,
+    pub(crate) inputs: Vec<Input>,
+    pub(crate) leaving: Vec<Leaving>,
     inbound: Vec<Consumer<Handoff>>,
     mailbox: Mailbox,
-    doorbell: Arc<Doorbell>,
+    pub(crate) doorbell: Arc<Doorbell>,
     bed: Bed,
     pub(crate) block: Arc<WorkerBlock>,
     pub(crate) orphans: Arc<PortBlock>,
@@ -117,6 +124,8 @@ impl Worker {
             index,
             hz,
             idle_ticks: u64::try_from(idle_ticks).unwrap_or(u64::MAX).max(1),
+            guest_rate: config.slow_path_rate,
+            spare: common(config.slow_path_rate, hz, now),
             pool: fabric.pool.clone(),
             table: FlowTable::new(config.flow_capacity / config.workers.max(1)),
             fabric,
@@ -140,15 +149,14 @@ impl Worker {
         }
     }
 
-    /// The thread's life.
-    pub(crate) fn run(mut self) {
-        let mut burst = Burst::new();
+    /// Works until it is told to stop.
+    pub(crate) fn work(&mut self, burst: &mut Burst) {
         let mut turn_began = cycles();
         loop {
             if self.mailbox.has_mail() && !self.read_mail() {
                 return;
             }
-            let moved = self.turn(&mut burst, turn_began);
+            let moved = self.turn(burst, turn_began);
             let now = cycles();
             self.sweep(now, moved > 0);
             self.block.loops.add(1);
@@ -160,7 +168,7 @@ impl Worker {
             } else {
                 self.block.idle.add(spent);
                 if self.leaving.is_empty() && self.back_off.tired(now) {
-                    self.sleep(&mut burst, now);
+                    self.sleep(burst, now);
                     turn_began = cycles();
                 } else {
                     std::hint::spin_loop();
@@ -178,8 +186,16 @@ impl Worker {
                 moved += self.serve(slot, queue, burst, now);
             }
         }
+        // Another worker polls a burst of each of its ports in a turn: as much is taken from it here,
+        // so that its packets are not dropped for want of turns.
+        moved + self.take_handed_off(BURST * self.inputs.len().max(1))
+    }
+
+    /// Sends what other workers handed over, at most so many of each.
+    fn take_handed_off(&mut self, most: usize) -> usize {
+        let mut moved = 0;
         for ring in &mut self.inbound {
-            for _ in 0..BURST {
+            for _ in 0..most {
                 let Some(item) = ring.pop() else { break };
                 self.fabric.deliver(item, &self.orphans);
                 moved += 1;
@@ -189,6 +205,27 @@ impl Worker {
             self.fabric.flush();
         }
         moved
+    }
+
+    /// Whether a packet of this port may go through the router now.
+    pub(crate) fn may_ask(&mut self, slot: usize, now: u64) -> bool {
+        let input = &mut self.inputs[slot];
+        input.allowance.take(&mut self.spare, now)
+    }
+
+    /// The certain share of each guest, after their number has changed.
+    fn share_out(&mut self) {
+        let now = cycles();
+        let guests = self.inputs.iter().filter(|input| !input.is_uplink());
+        let guests = u32::try_from(guests.count()).unwrap_or(u32::MAX).max(1);
+        let together = self.guest_rate.saturating_mul(GUESTS_TOGETHER / 2);
+        for input in &mut self.inputs {
+            // The uplink brings all other hosts' packets and has its ceiling for itself.
+            if !input.is_uplink() {
+                let share = (together / guests).clamp(1, input.slow_path_rate.max(1));
+                input.allowance.set_share(share, self.hz, now);
+            }
+        }
     }
 
     /// One burst of one queue, from its ring to the outputs.
@@ -230,7 +267,7 @@ impl Worker {
         self.table.touch(handle, now, packet.len() as u64);
         let program = &self.table.get(handle).program;
         let block = &self.inputs[slot].block;
-        let kept = keep_for_punt(program, &packet, known, &mut self.original);
+        let kept = keep_for_punt(program, &packet, known, known.csum, &mut self.original);
         let mut outputs = self.fabric.outputs(block, known.hash);
         let outcome = execute(
             program,
@@ -287,6 +324,12 @@ impl Worker {
                     let _ = reply.send(record);
                 }
                 Command::Stop => return false,
+                #[cfg(test)]
+                Command::Panic(port) => {
+                    let orphans = Arc::clone(&self.orphans);
+                    self.send_new(port, &[0; 60], &orphans, 0);
+                    panic!("a test asked for it");
+                }
             }
         }
         true
@@ -328,17 +371,16 @@ impl Worker {
         } = parts;
         self.table.add_port(id);
         self.fabric.adopt(id, exit, Arc::clone(&block));
-        let burst = (slow_path_rate / 16).max(64);
-        let bucket = TokenBucket::new(slow_path_rate, burst, self.hz, cycles());
         let mut input = Input {
             id,
             source,
             block,
-            bucket,
+            allowance: Allowance::new(slow_path_rate, slow_path_rate, self.hz, cycles()),
             slow_path_rate,
         };
         input.enter(&self.bed);
         self.inputs.push(input);
+        self.share_out();
     }
 
     fn release(&mut self, port: PortId, reply: SyncSender<Option<Box<PortParts>>>) {
@@ -346,8 +388,12 @@ impl Worker {
             let _ = reply.send(None);
             return;
         };
+        // What is still on its way to this port goes to it, and not to the next one of its number:
+        // the other workers have let go of the port, so this is all there is.
+        self.take_handed_off(usize::from(u16::MAX));
         let mut input = self.inputs.swap_remove(slot);
         input.leave(&self.bed);
+        self.share_out();
         let Some(exit) = self.fabric.release(port) else {
             let _ = reply.send(None);
             return;
@@ -424,3 +470,13 @@ impl Worker {
         }
     }
 }
+
+/// What a worker's guests share beyond their certain part.
+fn common(guest_rate: u32, hz: u64, now: u64) -> TokenBucket {
+    let rate = guest_rate.saturating_mul(GUESTS_TOGETHER / 2);
+    TokenBucket::new(rate, (rate / 16).max(64), hz, now)
+}
+
+#[cfg(test)]
+#[path = "worker_tests.rs"]
+mod tests;

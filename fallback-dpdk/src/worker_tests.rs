@@ -1,0 +1,150 @@
+//! Tests of a worker that runs in the test's own thread, turn by turn.
+
+use super::*;
+use crate::control::tests::silent_port;
+use crate::fabric::Exit;
+use crate::input::{DeviceWake, Source};
+use crate::message::WorkerHandle;
+use crate::ring::{Producer, ring};
+use crate::testbed::pool;
+use dpdk::MbufBurst;
+use flow::wire::{EthernetRepr, Ipv4Repr, UdpRepr, ethertype, protocol};
+use flow::{Action, PartialCsum};
+use std::sync::mpsc::{Receiver, sync_channel};
+
+/// A worker without a thread, its mailbox's other end, and a ring into it.
+fn worker() -> (
+    Worker,
+    WorkerHandle,
+    Producer<crate::fabric::Handoff>,
+    Receiver<Event>,
+) {
+    let doorbell = Arc::new(Doorbell::new().unwrap());
+    let (handle, mailbox) = WorkerHandle::new(0, None, Arc::clone(&doorbell));
+    let (producer, consumer) = ring(256);
+    let (events, receiver) = sync_channel(16);
+    let worker = Worker::new(Setup {
+        index: 0,
+        config: Config::default(),
+        fabric: Fabric::new(pool(), vec![None], Arc::clone(&handle.block)),
+        inbound: vec![consumer],
+        mailbox,
+        bed: Bed::new(&doorbell).unwrap(),
+        doorbell,
+        block: Arc::clone(&handle.block),
+        orphans: Arc::clone(&handle.orphans),
+        events,
+    });
+    (worker, handle, producer, receiver)
+}
+
+/// Gives the worker a port that receives nothing and sends into the void.
+fn adopt(worker: &mut Worker, port: &dpdk::Port, id: u32) -> Arc<PortBlock> {
+    let block = Arc::new(PortBlock::default());
+    worker.adopt(PortParts {
+        id: PortId(id),
+        source: Source::Ethdev(port.rx_queue(0).unwrap(), DeviceWake::Timer),
+        exit: Exit::Ethdev {
+            queue: port.tx_queue(0).unwrap(),
+            staged: Box::new(MbufBurst::new()),
+        },
+        block: Arc::clone(&block),
+        slow_path_rate: 1000,
+    });
+    block
+}
+
+fn hand_over(ring: &mut Producer<Handoff>, port: u32, count: usize) {
+    for _ in 0..count {
+        let mut packet = pool().alloc().unwrap();
+        packet.append(60).unwrap().fill(0);
+        let item = Handoff {
+            port: PortId(port),
+            packet,
+            csum: None,
+            hash: 0,
+        };
+        assert!(ring.push(item).is_ok());
+    }
+    ring.publish();
+}
+
+#[test]
+fn packets_for_a_port_that_leaves_never_reach_the_next_one_of_its_number() {
+    let (mut worker, handle, mut ring, _events) = worker();
+    let (first, second) = (silent_port(), silent_port());
+    let old = adopt(&mut worker, &first, 2);
+    hand_over(&mut ring, 2, 100);
+    let (reply, answer) = sync_channel(1);
+    handle.tell(Command::Release(PortId(2), reply)).unwrap();
+    assert!(worker.read_mail());
+    worker.sweep(cycles(), false);
+    assert!(answer.try_recv().unwrap().is_some(), "it was released");
+    let new = adopt(&mut worker, &second, 2);
+    let mut burst = Burst::new();
+    for _ in 0..10 {
+        worker.turn(&mut burst, cycles());
+    }
+    assert_eq!(new.tx_packets.get(), 0);
+    assert_eq!(old.tx_packets.get(), 100);
+}
+
+#[test]
+fn a_turn_takes_as_much_from_another_worker_as_from_its_own_ports() {
+    let (mut worker, _handle, mut ring, _events) = worker();
+    let ports = [silent_port(), silent_port(), silent_port()];
+    let mut blocks = Vec::new();
+    for (port, id) in ports.iter().zip(1..) {
+        blocks.push(adopt(&mut worker, port, id));
+    }
+    hand_over(&mut ring, 1, 3 * BURST + 1);
+    assert_eq!(worker.turn(&mut Burst::new(), cycles()), 3 * BURST);
+    assert_eq!(blocks[0].tx_packets.get(), 3 * BURST as u64);
+}
+
+#[test]
+fn an_icmp_error_quotes_a_complete_checksum() {
+    let (src, dst) = ([10, 0, 0, 1].into(), [10, 0, 0, 2].into());
+    let udp = UdpRepr {
+        src: std::net::IpAddr::V4(src),
+        dst: std::net::IpAddr::V4(dst),
+        src_port: 1,
+        dst_port: 2,
+    };
+    let ip = Ipv4Repr {
+        ttl: 1,
+        ..Ipv4Repr::new(src, dst, protocol::UDP)
+    };
+    let eth = EthernetRepr {
+        dst: flow::MacAddr([2; 6]),
+        src: flow::MacAddr([4; 6]),
+        vlan: None,
+        ethertype: ethertype::IPV4,
+    };
+    let complete = eth.emit(&ip.emit(&udp.emit(b"quoted")));
+    // What a driver leaves in the field: the sum of the pseudo header.
+    let mut partial = complete.clone();
+    let pseudo =
+        flow::checksum::pseudo_header(udp.src, udp.dst, protocol::UDP, complete.len() - 34);
+    let sum = !pseudo.finish();
+    partial[40..42].copy_from_slice(&sum.to_be_bytes());
+    let csum = PartialCsum {
+        start: 34,
+        offset: 6,
+    };
+    let mut packet = pool().alloc().unwrap();
+    packet
+        .append(partial.len())
+        .unwrap()
+        .copy_from_slice(&partial);
+    let known = Known {
+        parsed: flow::parse(packet.data(), PortId(1)).unwrap(),
+        hash: 0,
+        csum: Some(csum),
+    };
+    let program = crate::table::Program::new(vec![Action::DecTtl, Action::Output(PortId(2))]);
+    let mut original = [0; 2048];
+    let kept = keep_for_punt(&program, &packet, &known, known.csum, &mut original).unwrap();
+    assert_eq!(&original[..kept], complete);
+    assert_eq!(packet.data(), partial, "the packet itself is as it was");
+}
