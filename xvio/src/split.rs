@@ -147,7 +147,7 @@ pub(crate) struct SplitConfig {
     pub(crate) desc: u64,
     pub(crate) avail: u64,
     pub(crate) used: u64,
-    /// The next available entry to take.
+    /// The next available entry to take, as the frontend says.
     pub(crate) base: u16,
     pub(crate) event_idx: bool,
     pub(crate) indirect: bool,
@@ -207,6 +207,15 @@ impl SplitRing {
         let avail = area("available ring", config.avail, 4 + 2 * n + event, 2)?;
         let used = area("used ring", config.used, 4 + 8 * n + event, 4)?;
         let used_idx = used.load(2, Ordering::Acquire);
+        // What was taken is always given back before a ring stops, so the used index is where to go
+        // on. A frontend that outlived a killed backend may know no better than to say 0.
+        if config.base != used_idx {
+            tracing::debug!(
+                base = config.base,
+                used_idx,
+                "the frontend's ring index is not the ring's; going on from the ring's"
+            );
+        }
         Ok(SplitRing {
             memory,
             desc,
@@ -215,8 +224,8 @@ impl SplitRing {
             size,
             event_idx: config.event_idx,
             indirect: config.indirect,
-            last_avail: config.base,
-            avail_idx: config.base,
+            last_avail: used_idx,
+            avail_idx: used_idx,
             used_next: used_idx,
             used_published: used_idx,
             first: true,
