@@ -15,7 +15,7 @@ use api::v1;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::{self, Config, ConfigError};
-use crate::pki::{Ca, Subject, server_names};
+use crate::pki::{Ca, PkiError, Subject, server_names};
 use crate::server::{Options, Running, StartError, store_path};
 use crate::service::make_token;
 use crate::store::{OpenError, Store};
@@ -126,6 +126,15 @@ struct TokenSubject {
     operator: Option<String>,
 }
 
+/// There is neither a CA nor a store where tokens are made.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "No controller was initialised here, as '{}' is not there; run this on the controller's machine, or `ferrovia-controller init` first", dir.display()
+)]
+struct NoController {
+    dir: PathBuf,
+}
+
 /// Runs the program.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -165,6 +174,8 @@ fn log_to_stderr(json: bool) {
 fn failed(error: &anyhow::Error) -> ExitCode {
     eprintln!("ferrovia-controller: {error:#}");
     let usage = error.is::<ConfigError>()
+        || error.is::<NoController>()
+        || matches!(error.downcast_ref(), Some(PkiError::BadName { .. }))
         || matches!(
             error.downcast_ref(),
             Some(StartError::PlainAnywhere { .. } | StartError::NotInitialised { .. })
@@ -219,7 +230,7 @@ async fn execute(cli: Cli, config: Config) -> anyhow::Result<()> {
 
 async fn init(global: &Global, name: &str, san: &[String]) -> anyhow::Result<()> {
     let root = &global.root;
-    let names = server_names(name, san);
+    let names = server_names(name, san)?;
     let (ca, made_ca) = Ca::load_or_make(root, name)?;
     let (server, operator) = (Paths::server(root), Paths::operator(root));
     let make_server = !server.exist();
@@ -339,11 +350,18 @@ async fn token(
     let root = &global.root;
     let opened = match &controller {
         Some(_) => None,
-        None => match Store::open(&store_path(root)) {
-            Ok(store) => Some(store),
-            Err(OpenError::InUse { .. }) => None,
-            Err(error) => return Err(error.into()),
-        },
+        None => {
+            let ca = Paths::ca(root);
+            // Nothing is made on a machine that is no controller.
+            if !ca.exist() && !store_path(root).exists() {
+                return Err(NoController { dir: ca.dir }.into());
+            }
+            match Store::open(&store_path(root)) {
+                Ok(store) => Some(store),
+                Err(OpenError::InUse { .. }) => None,
+                Err(error) => return Err(error.into()),
+            }
+        }
     };
     let token = match opened {
         Some(store) => make_token(&store, &Ca::load(root)?, role, name, valid)

@@ -131,7 +131,7 @@ impl Live {
         }
     }
 
-    /// A port went or moved: what a host said about it is void.
+    /// A port was deleted: what a host said about it is void.
     pub fn forget_port(&mut self, host: Uuid, port: Uuid) {
         if let Some(agent) = self.agents.get_mut(&host) {
             agent.reports.remove(&port);
@@ -141,9 +141,7 @@ impl Live {
     /// A host was deleted.
     pub fn forget_host(&mut self, host: Uuid) {
         if let Some(session) = self.agents.remove(&host).and_then(|agent| agent.session) {
-            session.close(tonic::Status::not_found(
-                "This host was deleted; create it again to use its agent",
-            ));
+            session.close(crate::plan::hosts::deleted().into());
         }
     }
 

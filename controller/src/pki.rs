@@ -261,7 +261,10 @@ impl SigningRequest {
 }
 
 /// The names that the controller's certificate always has, and those asked for, each once.
-pub fn server_names(name: &str, more: &[String]) -> Vec<String> {
+///
+/// # Errors
+/// [`PkiError::BadName`].
+pub fn server_names(name: &str, more: &[String]) -> Result<Vec<String>, PkiError> {
     let mut names = vec![
         "localhost".to_owned(),
         Ipv4Addr::LOCALHOST.to_string(),
@@ -277,6 +280,9 @@ pub fn server_names(name: &str, more: &[String]) -> Vec<String> {
     let mut seen = std::collections::HashSet::new();
     names.retain(|name| seen.insert(name.clone()));
     names
+        .iter()
+        .try_for_each(|name| server_name(name).map(drop))?;
+    Ok(names)
 }
 
 fn server_name(name: &str) -> Result<SanType, PkiError> {

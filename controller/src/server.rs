@@ -32,6 +32,10 @@ const MAX_JOIN: usize = 64 * 1024;
 /// Longest request header list, bytes.
 const MAX_HEADERS: u32 = 16 * 1024;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How far apart pings are, and how long an answer may take.
+const PING: Duration = Duration::from_secs(10);
+/// How long a connection may say nothing. Those that speak HTTP/2 answer a ping before that.
+const SILENCE: Duration = Duration::from_secs(30);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long open calls may take once the controller stops.
 const DRAIN: Duration = Duration::from_secs(3);
@@ -133,8 +137,8 @@ impl Running {
             .concurrency_limit_per_connection(MAX_CALLS)
             .max_concurrent_streams(u32::try_from(MAX_CALLS).ok())
             .http2_max_header_list_size(MAX_HEADERS)
-            .http2_keepalive_interval(Some(Duration::from_secs(10)))
-            .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+            .http2_keepalive_interval(Some(PING))
+            .http2_keepalive_timeout(Some(PING))
             .initial_stream_window_size(1 << 20)
             .initial_connection_window_size(1 << 22);
         let ca = if *plain {
@@ -192,7 +196,7 @@ impl Running {
             .add_service(InterceptedService::new(sync, auth::hosts_only(mode)))
             .add_service(join);
         let (stop, stopped) = oneshot::channel();
-        let incoming = listener::incoming(listener, MAX_CONNECTIONS);
+        let incoming = listener::incoming(listener, MAX_CONNECTIONS, SILENCE);
         let task = tokio::spawn(router.serve_with_incoming_shutdown(incoming, async {
             // Dropping the sender stops too.
             let _ = stopped.await;

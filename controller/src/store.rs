@@ -348,16 +348,11 @@ impl Writer {
         let mut live = lock(&self.published.live);
         for change in changes {
             let before = compile::touched(&state, change);
-            let moved = match change {
-                Change::PutPort(port) => state
-                    .port(port.id)
-                    .filter(|old| old.host != port.host)
-                    .cloned(),
-                Change::DeletePort(id) => state.port(*id).cloned(),
-                _ => None,
-            };
-            if let Some((host, port)) = moved.and_then(|old| Some((old.host?, old.id))) {
-                live.forget_port(host, port);
+            // A port that moves is forgotten by its session, once the old host's agent is told.
+            if let Change::DeletePort(id) = change
+                && let Some(host) = state.port(*id).and_then(|old| old.host)
+            {
+                live.forget_port(host, *id);
             }
             state.apply(change);
             for (host, what) in before.into_iter().chain(compile::touched(&state, change)) {

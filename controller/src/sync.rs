@@ -111,7 +111,14 @@ async fn serve(
         .await
         .inspect_err(|refusal| tracing::warn!(host = shown, "An agent was refused: {refusal}"))?;
 
-    let (session, replaced) = store.live().open(host, &record.name);
+    let (session, replaced) = {
+        // Under the state's lock: a host that goes from now on ends the session.
+        let state = store.read();
+        if state.host(host).is_none() {
+            return Err(hosts::deleted().into());
+        }
+        store.live().open(host, &record.name)
+    };
     if replaced {
         tracing::warn!(
             host = record.name,
@@ -122,7 +129,7 @@ async fn serve(
         host = record.name,
         vtep = hello.vtep,
         mtu = hello.underlay_mtu,
-        version = hello.agent_version,
+        version = clipped(hello.agent_version.clone()),
         "Agent connected"
     );
     for problem in &problems {
@@ -188,7 +195,9 @@ fn admit(store: &Store, caller: &Caller, hello: &v1::AgentHello) -> Result<Uuid,
     }
 }
 
-fn clipped(mut text: String) -> String {
+/// An agent's text as operators may see it: not long, and without what would move their cursor.
+fn clipped(text: String) -> String {
+    let mut text = text.replace(char::is_control, "\u{fffd}");
     if text.len() > MAX_REPORTED_TEXT {
         let mut end = MAX_REPORTED_TEXT;
         while !text.is_char_boundary(end) {
@@ -291,8 +300,9 @@ impl Talk<'_> {
 
     /// What changed since the last message; `None` when nothing did for this host.
     fn step(&mut self) -> Option<v1::Desired> {
-        let touched = self.session.take();
+        // In this order: what is committed after the look at the state must not be in the version.
         let state = self.store.read();
+        let touched = self.session.take();
         let mut keys = Vec::new();
         for touched in touched {
             match touched {
@@ -311,7 +321,7 @@ impl Talk<'_> {
         }
         keys.sort_unstable();
         keys.dedup();
-        let (mut upserts, mut deletes) = (Vec::new(), Vec::new());
+        let (mut upserts, mut deletes, mut gone) = (Vec::new(), Vec::new(), Vec::new());
         for key in keys {
             match compile::resource(&state, self.host, key) {
                 Some((network, resource)) => {
@@ -320,8 +330,20 @@ impl Talk<'_> {
                         upserts.push(resource);
                     }
                 }
-                None if self.sent.remove(&key).is_some() => deletes.push(key.to_string()),
-                None => {}
+                None => {
+                    if self.sent.remove(&key).is_some() {
+                        deletes.push(key.to_string());
+                    }
+                    if let Key::Port(id) = key {
+                        gone.push(id);
+                    }
+                }
+            }
+        }
+        if let Some(agent) = self.store.live().of(self.host, &self.session) {
+            // The agent forgets the port and, should it come back, says anew how it is.
+            for port in gone {
+                agent.reports.remove(&port);
             }
         }
         if upserts.is_empty() && deletes.is_empty() {
@@ -375,7 +397,9 @@ impl Talk<'_> {
                         socket: clipped(status.socket),
                         guest_connected: status.guest_connected,
                     };
-                    if known == v1::PortState::Failed {
+                    if known == v1::PortState::Failed
+                        && agent.reports.get(&id) != Some(&port_status)
+                    {
                         let name = state.port(id).map(|port| port.name.as_str());
                         tracing::warn!(
                             port = name,

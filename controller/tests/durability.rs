@@ -191,6 +191,16 @@ fn wrong_configuration_and_usage_touch_nothing() {
     );
     let (code, _) = program(&["token"]);
     assert_eq!(code, Some(2));
+    let (code, text) = program(&["token", "--host", "h1"]);
+    assert!(
+        code == Some(2) && text.contains("ferrovia-controller init"),
+        "{code:?} {text}"
+    );
+    let (code, text) = program(&["init", "--san", "no name"]);
+    assert!(
+        code == Some(2) && text.contains("'no name'"),
+        "{code:?} {text}"
+    );
     std::fs::create_dir_all(root.path().join("etc/ferrovia")).unwrap();
     std::fs::write(
         root.path().join("etc/ferrovia/controller.toml"),

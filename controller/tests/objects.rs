@@ -27,7 +27,7 @@ async fn a_port_gets_one_address_from_each_subnet_and_a_mac() {
         dns: vec!["10.1.0.53".into(), "2001:db8::53".into()],
         routes: vec![v1::Route {
             destination: "0.0.0.0/0".into(),
-            next_hop: "10.1.0.1".into(),
+            next_hop: "10.1.0.254".into(),
         }],
         ..network("blue", &[])
     };

@@ -412,3 +412,79 @@ async fn a_hundred_ports_on_one_host_become_ready() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_port_that_leaves_and_comes_back_at_once_is_ready_again() {
+    let lab = Lab::plain().await;
+    let (c, mut h1, h2, p1, _p2) = two_hosts(&lab).await;
+    drop(h2);
+    h1.report(&p1.id, PortState::Ready, "").await;
+    let store = lab.running().store();
+    let away_and_back = store.write(|state, plan| {
+        let id = state.port_names()["p1"];
+        let old = state.port(id).unwrap().as_ref().clone();
+        let other = state.host_names()["h2"];
+        let revision = state.revision + 1;
+        for host in [Some(other), old.host] {
+            plan.push(controller::state::Change::PutPort(
+                controller::records::Port {
+                    host,
+                    revision,
+                    ..old.clone()
+                }
+                .into(),
+            ));
+        }
+        Ok(())
+    });
+    away_and_back.await.unwrap();
+    let step = h1.step().await.unwrap();
+    assert!(step.deletes.is_empty(), "{step:?}");
+    // Nothing changed for the agent, which therefore reports nothing.
+    h1.applied(step.version).await;
+    becomes(&c, "p1", PortState::Ready).await;
+}
+
+/// Otherwise an agent says that it applied what it was never sent.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_step_has_everything_up_to_its_version() {
+    let lab = Lab::plain().await;
+    let mut c = lab.client().await;
+    c.create_host(host("h1")).await.unwrap();
+    c.create_network(network("blue", &["10.0.0.0/16"]))
+        .await
+        .unwrap();
+    let mut h1 = lab.agent(hello("h1", "192.0.2.1", 1500)).await;
+    h1.step().await.unwrap();
+    let creations: Vec<_> = (0..4)
+        .map(|task| {
+            let mut c = c.clone();
+            tokio::spawn(async move {
+                let mut made = Vec::new();
+                for number in 0..250 {
+                    let request = port(&format!("p{task}-{number}"), "blue", "h1");
+                    let port = c.create_port(request).await.unwrap().into_inner();
+                    made.push((port.revision, format!("port/{}", port.id)));
+                }
+                made
+            })
+        })
+        .collect();
+    let mut seen = Vec::new();
+    while h1.keys().len() < 1001 {
+        let version = h1.step().await.unwrap().version;
+        seen.push((version, h1.resources.clone()));
+    }
+    let mut made = Vec::new();
+    for task in creations {
+        made.extend(task.await.unwrap());
+    }
+    for (version, resources) in seen {
+        for (revision, key) in made.iter().filter(|(revision, _)| *revision <= version) {
+            assert!(
+                resources.contains_key(key),
+                "version {version} came without {key} of revision {revision}"
+            );
+        }
+    }
+}

@@ -148,6 +148,11 @@ pub fn delete(state: &State, plan: &mut Plan, request: &v1::DeleteRequest) -> Re
     Ok(())
 }
 
+/// What the agent of a host that is gone is told.
+pub fn deleted() -> Refusal {
+    Refusal::not_found("This host was deleted; create it again to use its agent")
+}
+
 /// What an agent says about its host when it connects.
 #[derive(Clone, Debug)]
 pub struct Hello {
@@ -171,9 +176,7 @@ pub fn hello(
     hello: &Hello,
     connected: impl Fn(Uuid) -> bool,
 ) -> Result<(Arc<Host>, Vec<String>), Refusal> {
-    let old = state.host(hello.host).ok_or_else(|| {
-        Refusal::not_found("This host was deleted; create it again to use its agent")
-    })?;
+    let old = state.host(hello.host).ok_or_else(deleted)?;
     if hello.underlay_mtu > u32::from(u16::MAX) {
         return Err(Refusal::invalid(format!(
             "The agent of host {} reports an underlay MTU of {}, and {} is the most there is; correct `mtu` in its agent.toml",

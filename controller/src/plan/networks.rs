@@ -21,8 +21,8 @@ const DEFAULT_MTU: u32 = 1450;
 const MIN_MTU_V4: u32 = 576;
 /// Every IPv6 link carries packets of this size (RFC 8200, 5).
 const MIN_MTU_V6: u32 = 1280;
-/// 65535 less what VXLAN adds.
-const MAX_MTU: u32 = 65485;
+/// The most that the hosts' virtual routers take.
+const MAX_MTU: u32 = 65000;
 const MAX_SUBNETS: usize = 16;
 const MAX_DNS: usize = 8;
 const MAX_ROUTES: usize = 64;
@@ -128,7 +128,7 @@ fn routes(
     subnets: &[Subnet],
 ) -> Result<Vec<Route>, Refusal> {
     fields::at_most("routes", requested.len(), MAX_ROUTES)?;
-    let mut routes = Vec::new();
+    let mut routes: Vec<Route> = Vec::new();
     for route in requested {
         let destination = fields::prefix("route destination", &route.destination)?;
         let next_hop = fields::address("next hop", &route.next_hop)?;
@@ -140,6 +140,31 @@ fn routes(
         {
             return Err(Refusal::invalid(format!(
                 "The route to {destination} in network {network} goes to {next_hop}, which is in none of the network's subnets of that family; use a next hop in one"
+            )));
+        }
+        // The rest is what the hosts' virtual routers would refuse, and the whole network with it.
+        if let Some(subnet) = subnets.iter().find(|subnet| {
+            let (first, last) = subnet.usable();
+            subnet.prefix.contains(&next_hop)
+                && (subnet.gateway == next_hop || !(first..=last).contains(&next_hop))
+        }) {
+            return Err(Refusal::invalid(format!(
+                "The route to {destination} in network {network} goes to {next_hop}, which is the network, broadcast or gateway address of subnet {}; use a next hop that a guest can have, guests use the gateway without a route",
+                subnet.prefix
+            )));
+        }
+        if let Some(subnet) = subnets
+            .iter()
+            .find(|subnet| subnet.prefix.contains(&destination))
+        {
+            return Err(Refusal::invalid(format!(
+                "The route to {destination} in network {network} lies inside subnet {}, whose addresses are all on the network; leave the route out",
+                subnet.prefix
+            )));
+        }
+        if routes.iter().any(|other| other.destination == destination) {
+            return Err(Refusal::invalid(format!(
+                "The route to {destination} in network {network} is there twice; give each destination one next hop"
             )));
         }
         routes.push(Route {
