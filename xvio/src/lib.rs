@@ -22,7 +22,8 @@
 //! | `messages.rs` | what each message does to the device |
 //! | `device.rs` | the device's state: features, memory table, the set-up of each ring |
 //! | `gate.rs` | the gate between a worker and the message thread (checked with loom) |
-//! | `memory.rs` | mapped guest memory and the only raw accesses to it |
+//! | `memory.rs` | mapped guest memory, and its addresses |
+//! | `access.rs` | the only raw accesses to it |
 //! | `sigbus.rs` | guest memory that is taken away while it is mapped |
 //! | `queue.rs` | one vring as worker and message thread share it |
 //! | `doorbell.rs` | ringing the guest's eventfds without ever waiting for them |
@@ -50,6 +51,7 @@
 //! buffer. The first guest that connects makes this crate the process's handler of SIGBUS; what is
 //! not a guest's goes on to the handler before, so whoever wants its own installs it earlier.
 
+mod access;
 mod backend;
 mod counters;
 mod device;

@@ -1,10 +1,8 @@
-//! A guest's memory: the regions a frontend shares, mapped, and the only raw accesses to them.
+//! A guest's memory: the regions a frontend shares, mapped, and the way from its addresses to ours.
 //!
-//! Nothing here hands out references into shared memory: the guest may write at any moment, so
-//! values are read once, volatile or atomically, into private memory. An [`Area`] keeps its pointer
-//! and its length together and keeps the mapping alive; its accesses are bounds-checked.
-//! A [`Segment`] is an area's short-lived sibling for packet data, valid while the [`GuestMemory`]
-//! it came from is.
+//! An [`Area`] keeps its pointer and its length together and keeps the mapping alive; its accesses
+//! are bounds-checked. A [`Segment`] is an area's short-lived sibling for packet data, valid while
+//! the [`GuestMemory`] it came from is.
 //!
 //! Memory that is taken away after it was mapped reads as zeros and is marked (`sigbus.rs`).
 
@@ -13,10 +11,10 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
 
 use vm_memory::{FileOffset, MmapRegion};
 
+use crate::access::{Area, Segment};
 use crate::sigbus::Guarded;
 
 /// Regions a frontend may have, by whichever message it adds them.
@@ -262,11 +260,9 @@ impl GuestMemory {
             return None;
         }
         // SAFETY: `offset + len <= info.size`, the bytes after `host` that are mapped.
-        let ptr = unsafe { region.host.add(offset as usize) };
-        Some(Area {
-            ptr,
-            len,
-            _mapping: Arc::clone(&region.mapping),
+        Some(unsafe {
+            let ptr = region.host.add(offset as usize);
+            Area::new(ptr, len, Arc::clone(&region.mapping))
         })
     }
 
@@ -288,212 +284,14 @@ impl GuestMemory {
         let len = u64::from(len).min(region.info.size - offset) as u32;
         // SAFETY: `offset < info.size`, so this is a byte of the mapping.
         let ptr = unsafe { region.host.add(offset as usize) };
-        Some(Segment { ptr, len })
-    }
-}
-
-/// A fixed piece of shared memory that is accessed often: a part of a ring. Accesses out of bounds
-/// read 0 or do nothing, which cannot happen when the ring's lengths were computed right.
-#[derive(Debug)]
-pub(crate) struct Area {
-    ptr: NonNull<u8>,
-    len: usize,
-    /// Keeps the bytes mapped.
-    _mapping: Arc<Guarded>,
-}
-
-// SAFETY: see `GuestMemory`; the mapping is owned along with the pointer.
-unsafe impl Send for Area {}
-// SAFETY: as above.
-unsafe impl Sync for Area {}
-
-impl Area {
-    /// The 16-bit place at `offset`, for atomic access.
-    #[inline]
-    fn place(&self, offset: usize) -> Option<&AtomicU16> {
-        if offset.checked_add(2)? > self.len {
-            return None;
-        }
-        // SAFETY: in bounds as just checked.
-        let ptr = unsafe { self.ptr.add(offset) }.cast::<u16>();
-        if !ptr.is_aligned() {
-            return None;
-        }
-        // SAFETY: aligned, mapped as long as `self` is, and only ever accessed atomically or with
-        // volatile copies by this process.
-        Some(unsafe { AtomicU16::from_ptr(ptr.as_ptr()) })
-    }
-
-    /// Reads a little-endian 16-bit value once.
-    #[inline]
-    pub(crate) fn load(&self, offset: usize, order: Ordering) -> u16 {
-        self.place(offset)
-            .map_or(0, |p| u16::from_le(p.load(order)))
-    }
-
-    /// Writes a little-endian 16-bit value.
-    #[inline]
-    pub(crate) fn store(&self, offset: usize, value: u16, order: Ordering) {
-        if let Some(p) = self.place(offset) {
-            p.store(value.to_le(), order);
-        }
-    }
-
-    /// Reads the 16 bytes at `offset` once, into private memory.
-    #[inline]
-    pub(crate) fn read16(&self, offset: usize) -> [u64; 2] {
-        match offset.checked_add(16) {
-            // SAFETY: in bounds as just checked, and mapped as long as `self` is.
-            Some(end) if end <= self.len => unsafe { read16_volatile(self.ptr.add(offset)) },
-            _ => [0; 2],
-        }
-    }
-
-    /// Writes two 32-bit values, little-endian, at `offset`, which must be 4-aligned.
-    #[inline]
-    pub(crate) fn write_pair(&self, offset: usize, first: u32, second: u32) {
-        let fits = offset.checked_add(8).is_some_and(|end| end <= self.len);
-        if !fits {
-            return;
-        }
-        // SAFETY: in bounds as just checked.
-        let ptr = unsafe { self.ptr.add(offset) }.cast::<u32>();
-        if ptr.is_aligned() {
-            // SAFETY: in bounds for two values, aligned, mapped as long as `self` is.
-            unsafe {
-                ptr.write_volatile(first.to_le());
-                ptr.add(1).write_volatile(second.to_le());
-            }
-        }
-    }
-
-    /// The alignment of its first byte, as far as `align` (a power of two) is concerned.
-    pub(crate) fn is_aligned_to(&self, align: usize) -> bool {
-        self.ptr.as_ptr().addr().is_multiple_of(align)
-    }
-}
-
-/// Reads 16 bytes, each once, as two little-endian numbers.
-///
-/// # Safety
-/// The 16 bytes must be mapped.
-#[inline]
-unsafe fn read16_volatile(ptr: NonNull<u8>) -> [u64; 2] {
-    let wide = ptr.cast::<u64>();
-    if wide.is_aligned() {
-        // SAFETY: mapped as the caller promises, aligned as just checked.
-        let raw = unsafe { [wide.read_volatile(), wide.add(1).read_volatile()] };
-        raw.map(u64::from_le)
-    } else {
-        // SAFETY: mapped as the caller promises; bytes have no alignment.
-        let raw = u128::from_le_bytes(unsafe { ptr.cast::<[u8; 16]>().read_volatile() });
-        [raw as u64, (raw >> 64) as u64]
-    }
-}
-
-/// Keeps the compiler from reading the source of a copy again in place of the copy: after this it
-/// must assume that all memory it does not own has changed.
-#[inline]
-fn settle(copy: &mut [u8]) {
-    #[cfg(not(miri))]
-    // SAFETY: no instructions; only the compiler's knowledge of memory is affected.
-    unsafe {
-        std::arch::asm!("/* {0} */", in(reg) copy.as_mut_ptr(), options(nostack, preserves_flags));
-    }
-    #[cfg(miri)]
-    std::hint::black_box(copy);
-}
-
-/// A piece of packet data in guest memory, in bounds of one region. Valid while the
-/// [`GuestMemory`] it came from lives: its users hold the gate, and the ring inside holds the
-/// memory.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Segment {
-    ptr: NonNull<u8>,
-    len: u32,
-}
-
-// SAFETY: a segment is only an address; whoever dereferences it (`copy_out`, `copy_in`) vouches for
-// the mapping.
-unsafe impl Send for Segment {}
-// SAFETY: as above.
-unsafe impl Sync for Segment {}
-
-impl Segment {
-    /// A segment of nothing.
-    pub(crate) const EMPTY: Segment = Segment {
-        ptr: NonNull::dangling(),
-        len: 0,
-    };
-
-    /// Bytes in it.
-    #[inline]
-    pub(crate) fn len(&self) -> usize {
-        self.len as usize
-    }
-
-    /// Asks the processor to fetch the first line.
-    #[inline]
-    pub(crate) fn prefetch(&self) {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: a prefetch is a hint; it does not access memory as far as the program can see.
-        unsafe {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            _mm_prefetch::<_MM_HINT_T0>(self.ptr.as_ptr() as *const i8);
-        }
-    }
-
-    /// Reads the 16 bytes at `offset` once; `None` when they are not all in the segment.
-    ///
-    /// # Safety
-    /// As for [`Segment::copy_out`].
-    #[inline]
-    pub(crate) unsafe fn read16(&self, offset: usize) -> Option<[u64; 2]> {
-        if offset.checked_add(16)? > self.len() {
-            return None;
-        }
-        // SAFETY: in bounds as just checked, mapped as the caller promises.
-        Some(unsafe { read16_volatile(self.ptr.add(offset)) })
-    }
-
-    /// Copies bytes from `offset` on into `dst`; as many as both have. Returns how many.
-    ///
-    /// # Safety
-    /// The guest memory this segment came from must still be alive.
-    #[inline]
-    pub(crate) unsafe fn copy_out(&self, offset: usize, dst: &mut [u8]) -> usize {
-        let n = self.len().saturating_sub(offset).min(dst.len());
-        if n > 0 {
-            // SAFETY: `offset + n <= len`, mapped as the caller promises; `dst` is private memory,
-            // so the two do not overlap. A guest that writes meanwhile garbles its own packet only.
-            unsafe {
-                std::ptr::copy_nonoverlapping(self.ptr.as_ptr().add(offset), dst.as_mut_ptr(), n);
-            }
-            settle(&mut dst[..n]);
-        }
-        n
-    }
-
-    /// Copies from `src` to the bytes from `offset` on; as many as both have. Returns how many.
-    ///
-    /// # Safety
-    /// As for [`Segment::copy_out`].
-    #[inline]
-    pub(crate) unsafe fn copy_in(&self, offset: usize, src: &[u8]) -> usize {
-        let n = self.len().saturating_sub(offset).min(src.len());
-        if n > 0 {
-            // SAFETY: `offset + n <= len`, mapped as the caller promises; `src` is private memory.
-            unsafe {
-                std::ptr::copy_nonoverlapping(src.as_ptr(), self.ptr.as_ptr().add(offset), n);
-            }
-        }
-        n
+        Some(Segment::new(ptr, len))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::FileExt;
+    use std::sync::atomic::Ordering;
 
     use super::*;
 

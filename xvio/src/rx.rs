@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use crate::access::Segment;
 use crate::features::{F_GUEST_CSUM, F_MRG_RXBUF};
 use crate::gate::{Gate, Pass};
-use crate::memory::Segment;
 use crate::net_header::{self, MAX_HEADER};
 use crate::queue::{Queue, Running, Slot};
 use crate::split::{Broken, Chain, Direction, Segments};

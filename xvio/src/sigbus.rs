@@ -15,6 +15,7 @@
 //! inside a ring's gate), so the place found in the table cannot be given up meanwhile.
 
 use std::mem::zeroed;
+use std::ops::Range;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
@@ -30,6 +31,19 @@ struct Place {
     /// 0 while the place is being taken or given up.
     end: AtomicUsize,
     lost: AtomicBool,
+}
+
+impl Place {
+    /// Where it is; empty when it is free, or just changing hands: then it is not the place of
+    /// whoever asks, whose mapping stays. (The bounds of two owners must not be mixed.)
+    fn bounds(&self) -> Range<usize> {
+        let start = self.start.load(Ordering::Acquire);
+        let end = self.end.load(Ordering::Acquire);
+        match self.start.load(Ordering::Acquire) == start {
+            true => start..end,
+            false => 0..0,
+        }
+    }
 }
 
 static PLACES: [Place; MAX_PLACES] = [const {
@@ -116,11 +130,9 @@ extern "C" fn on_sigbus(signal: i32, info: *mut libc::siginfo_t, context: *mut l
     let (code, address) = unsafe { ((*info).si_code, (*info).si_addr().addr()) };
     // Above 0: from the kernel, so there is an address. Not the early warning of a failing module.
     if code > 0 && code != libc::BUS_MCEERR_AO {
-        let here = |place: &&Place| {
-            let start = place.start.load(Ordering::Acquire);
-            (start..place.end.load(Ordering::Acquire)).contains(&address)
-        };
-        if PLACES.iter().find(here).is_some_and(replace) {
+        let bounds = PLACES.iter().map(|place| (place, place.bounds()));
+        let mut bounds = bounds.filter(|(_, bounds)| bounds.contains(&address));
+        if bounds.next().is_some_and(|(place, at)| replace(place, at)) {
             return;
         }
     }
@@ -128,16 +140,14 @@ extern "C" fn on_sigbus(signal: i32, info: *mut libc::siginfo_t, context: *mut l
 }
 
 /// Puts zeros where a mapping was.
-fn replace(place: &Place) -> bool {
-    let start = place.start.load(Ordering::Acquire);
-    let length = place.end.load(Ordering::Acquire).saturating_sub(start);
+fn replace(place: &Place, at: Range<usize>) -> bool {
     let protection = libc::PROT_READ | libc::PROT_WRITE;
     let flags = libc::MAP_FIXED | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
     // SAFETY: the location of `errno` is this thread's own, and always there.
     let errno = unsafe { *libc::__errno_location() };
     // SAFETY: exactly a mapping of ours is replaced, and it stays one of the same length; whoever
     // uses it expects it to change at any time.
-    let new = unsafe { libc::mmap(start as *mut _, length, protection, flags, -1, 0) };
+    let new = unsafe { libc::mmap(at.start as *mut _, at.len(), protection, flags, -1, 0) };
     // SAFETY: as above.
     unsafe { *libc::__errno_location() = errno };
     if new == libc::MAP_FAILED {

@@ -13,7 +13,8 @@ use virtio_bindings::virtio_ring::{
     VRING_USED_F_NO_NOTIFY,
 };
 
-use crate::memory::{Area, GuestMemory, Segment};
+use crate::access::{Area, Segment};
+use crate::memory::GuestMemory;
 use crate::sigbus;
 
 /// The largest split ring (virtio 1.2, 2.7).

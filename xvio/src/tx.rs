@@ -4,9 +4,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use crate::access::Segment;
 use crate::features::F_CSUM;
 use crate::gate::{Gate, Pass};
-use crate::memory::Segment;
 use crate::net_header::{self, Bad, MAX_HEADER};
 use crate::queue::{Queue, Running, Slot};
 use crate::split::{Broken, Chain, Direction, Segments};

@@ -1,84 +1,21 @@
-//! The message side: handshakes, reconnection, sockets, and frontends that misbehave.
+//! The message side: handshakes, reconnection, sockets, and the life of a backend.
 
 mod guest;
 
-use std::io::{IoSlice, Read, Write};
-use std::os::fd::{AsRawFd, RawFd};
+use std::io::Write;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use guest::raw::*;
 use guest::*;
-use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use nix::sys::socket::MsgFlags;
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::{VhostBackend, VringConfigData};
 use xvio::{Backend, Error, SocketMode, State, TxBurst};
-
-/// A message as bytes.
-fn message(request: u32, flags: u32, body: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    for value in [request, flags, body.len() as u32] {
-        bytes.extend(value.to_ne_bytes());
-    }
-    bytes.extend(body);
-    bytes
-}
-
-fn send_with_fds(stream: &UnixStream, bytes: &[u8], fds: &[RawFd]) {
-    let rights = [ControlMessage::ScmRights(fds)];
-    let iov = [IoSlice::new(bytes)];
-    let n = sendmsg::<()>(stream.as_raw_fd(), &iov, &rights, MsgFlags::empty(), None).unwrap();
-    assert_eq!(n, bytes.len());
-}
-
-/// The next answer: request and body.
-fn answer(stream: &mut UnixStream) -> (u32, Vec<u8>) {
-    stream
-        .set_read_timeout(Some(Duration::from_secs(10)))
-        .unwrap();
-    let mut header = [0; 12];
-    stream.read_exact(&mut header).unwrap();
-    let size = u32::from_ne_bytes(header[8..].try_into().unwrap());
-    assert_eq!(
-        u32::from_ne_bytes(header[4..8].try_into().unwrap()),
-        5,
-        "version 1, reply"
-    );
-    let mut body = vec![0; size as usize];
-    stream.read_exact(&mut body).unwrap();
-    (u32::from_ne_bytes(header[..4].try_into().unwrap()), body)
-}
-
-/// The device has closed the connection.
-fn assert_closed(stream: &mut UnixStream) {
-    stream
-        .set_read_timeout(Some(Duration::from_secs(10)))
-        .unwrap();
-    match stream.read(&mut [0; 64]) {
-        Ok(0) => {}
-        Err(e) if e.kind() == std::io::ErrorKind::ConnectionReset => {}
-        other => panic!("{other:?}"),
-    }
-}
-
-/// A guest can connect, and one packet from it arrives.
-fn assert_serves(port: &mut Port, pairs: &mut [xvio::QueuePair]) -> Guest {
-    let mut guest = Guest::connect(&port.socket, 0, 1, 64);
-    guest.start();
-    port.wait("running", |s| {
-        s.active_queue_pairs == 1 && s.state == State::Running
-    });
-    let (ring, memory) = guest.ring(1);
-    memory.write(HIGH, &[0; 72]);
-    ring.add(memory, &[(HIGH, 72)], false, false).unwrap();
-    ring.expose(memory);
-    let mut burst = TxBurst::new();
-    assert_eq!(pairs[0].tx.poll(&mut burst), 1);
-    pairs[0].tx.complete(&mut burst);
-    guest
-}
 
 #[test]
 fn a_frontend_negotiates_runs_and_comes_back() {
@@ -240,179 +177,6 @@ fn refused_messages_are_acknowledged_as_failures_and_the_connection_goes_on() {
 }
 
 #[test]
-fn frontends_that_misbehave_are_cut_off_and_the_next_is_served() {
-    let mut port = Port::new(1);
-    let mut pairs = port.backend.take_queues();
-    let header = |request: u32, flags: u32, size: u32| {
-        let mut bytes = message(request, flags, &[]);
-        bytes[8..].copy_from_slice(&size.to_ne_bytes());
-        bytes
-    };
-    let cases: [(&str, Vec<u8>); 8] = [
-        ("garbage", (0..32).map(|i| i * 7 + 1).collect()),
-        ("zeros", vec![0; 64]),
-        ("version 2", message(1, 2, &[])),
-        ("a reply", message(1, 5, &[])),
-        ("a huge body", header(1, 1, u32::MAX)),
-        ("unknown request", message(999, 1, &[])),
-        ("not negotiated", message(39, 1, &[0; 8])),
-        ("wrong body", message(2, 1, &[0; 7])),
-    ];
-    for (name, bytes) in cases {
-        let mut stream = UnixStream::connect(&port.socket).unwrap();
-        stream.write_all(&bytes).unwrap();
-        assert_closed(&mut stream);
-        let status = port.wait(name, |s| !s.connected && s.last_error.is_some());
-        assert_eq!(status.state, State::Listening, "{name}");
-    }
-    // Killed in the middle: of a header, of a body, of a handshake.
-    for bytes in [
-        &message(1, 1, &[])[..5],
-        &header(2, 1, 8),
-        &message(3, 1, &[]),
-    ] {
-        let mut stream = UnixStream::connect(&port.socket).unwrap();
-        stream.write_all(bytes).unwrap();
-        drop(stream);
-    }
-    assert_serves(&mut port, &mut pairs);
-}
-
-#[test]
-fn half_a_message_and_silence_ends_after_the_deadline() {
-    let mut port = Port::new(1);
-    let mut pairs = port.backend.take_queues();
-    let mut stream = UnixStream::connect(&port.socket).unwrap();
-    stream.write_all(&message(1, 1, &[])[..7]).unwrap();
-    assert_closed(&mut stream);
-    let status = port.wait("cut off", |s| s.last_error.is_some());
-    assert!(status.last_error.unwrap().contains("did not finish"));
-    assert_serves(&mut port, &mut pairs);
-}
-
-#[test]
-fn a_message_in_pieces_is_a_message() {
-    let port = Port::new(1);
-    let mut stream = UnixStream::connect(&port.socket).unwrap();
-    for byte in message(1, 1, &[]) {
-        stream.write_all(&[byte]).unwrap();
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    let (request, body) = answer(&mut stream);
-    assert_eq!((request, body.len()), (1, 8));
-}
-
-#[test]
-fn surplus_descriptors_are_closed_on_every_path() {
-    let port = Port::new(1);
-    // A file of its own: other tests of this process open theirs meanwhile.
-    let path = port.dir.path().join("surplus");
-    let file = std::fs::File::create(&path).unwrap();
-    let fds = [file.as_raw_fd(); 200];
-    let eventfd = vmm_sys_util::eventfd::EventFd::new(0).unwrap();
-    let round = || {
-        let mut stream = UnixStream::connect(&port.socket).unwrap();
-        // Where none belong, and with the answer.
-        send_with_fds(&stream, &message(1, 1, &[]), &fds);
-        assert_eq!(answer(&mut stream).1.len(), 8);
-        // The same kick descriptor many times.
-        for _ in 0..20 {
-            send_with_fds(
-                &stream,
-                &message(12, 1, &1u64.to_ne_bytes()),
-                &[eventfd.as_raw_fd()],
-            );
-        }
-        // Too many for a kick: refused.
-        send_with_fds(&stream, &message(12, 1, &0u64.to_ne_bytes()), &fds[..2]);
-        assert_closed(&mut stream);
-        // With a body, and with garbage.
-        let stream = UnixStream::connect(&port.socket).unwrap();
-        send_with_fds(&stream, &message(2, 1, &[0; 8])[..12], &fds[..1]);
-        send_with_fds(&stream, &[0; 8], &fds);
-        drop(stream);
-        let mut stream = UnixStream::connect(&port.socket).unwrap();
-        send_with_fds(&stream, &[0xff; 12], &fds);
-        assert_closed(&mut stream);
-        let mut stream = UnixStream::connect(&port.socket).unwrap();
-        let regions = message(5, 1, &[3, 0, 0, 0, 0, 0, 0, 0]);
-        send_with_fds(&stream, &regions, &fds[..3]);
-        assert_closed(&mut stream);
-        port.wait("idle", |s| !s.connected);
-    };
-    let mine = || {
-        let links = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
-        let same = |e: &std::fs::DirEntry| std::fs::read_link(e.path()).is_ok_and(|l| l == path);
-        links.filter(same).count()
-    };
-    round();
-    let before = mine();
-    for _ in 0..50 {
-        round();
-    }
-    assert_eq!(mine(), before);
-}
-
-#[test]
-fn a_message_in_pieces_with_descriptors_each_does_not_eat_them_all() {
-    let port = Port::new(1);
-    let path = port.dir.path().join("many");
-    let file = std::fs::File::create(&path).unwrap();
-    let fds = [file.as_raw_fd(); 200];
-    let mut stream = UnixStream::connect(&port.socket).unwrap();
-    let header = message(2, 1, &[0; 8]);
-    let mut most = 0;
-    for byte in &header[..19] {
-        let (bytes, rights) = ([*byte], [ControlMessage::ScmRights(&fds)]);
-        let iov = [IoSlice::new(&bytes)];
-        // Refused once the device has closed the connection.
-        if sendmsg::<()>(
-            stream.as_raw_fd(),
-            &iov,
-            &rights,
-            MsgFlags::MSG_NOSIGNAL,
-            None,
-        )
-        .is_err()
-        {
-            break;
-        }
-        std::thread::sleep(Duration::from_millis(5));
-        let links = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
-        let open = links.filter(|e| std::fs::read_link(e.path()).is_ok_and(|l| l == path));
-        most = most.max(open.count());
-    }
-    assert!(most < 600, "{most} descriptors held");
-    assert_closed(&mut stream);
-    port.wait("told", |s| {
-        s.last_error
-            .as_ref()
-            .is_some_and(|e| e.contains("more than 253 file descriptors"))
-    });
-}
-
-#[test]
-fn kick_and_call_must_be_eventfds() {
-    let port = Port::new(1);
-    for request in [12u32, 13, 14] {
-        let mut stream = UnixStream::connect(&port.socket).unwrap();
-        let file = std::fs::File::open("/dev/zero").unwrap();
-        send_with_fds(
-            &stream,
-            &message(request, 1, &0u64.to_ne_bytes()),
-            &[file.as_raw_fd()],
-        );
-        assert_closed(&mut stream);
-        port.wait("told", |s| {
-            s.last_error
-                .as_ref()
-                .is_some_and(|e| e.contains("not an eventfd"))
-                && !s.connected
-        });
-    }
-}
-
-#[test]
 fn a_frontend_without_kick_descriptor_is_polled() {
     let mut port = Port::new(1);
     let mut pairs = port.backend.take_queues();
@@ -428,20 +192,6 @@ fn a_frontend_without_kick_descriptor_is_polled() {
     ring.add(memory, &[(HIGH, 72)], false, false).unwrap();
     ring.expose(memory);
     assert_eq!(pairs[0].tx.poll(&mut TxBurst::new()), 1);
-}
-
-#[test]
-fn a_second_frontend_is_refused_and_the_first_goes_on() {
-    let mut port = Port::new(1);
-    let mut pairs = port.backend.take_queues();
-    let guest = assert_serves(&mut port, &mut pairs);
-    let mut second = UnixStream::connect(&port.socket).unwrap();
-    assert_closed(&mut second);
-    port.wait("told", |s| {
-        s.last_error.as_ref().is_some_and(|e| e.contains("second"))
-    });
-    assert!(guest.frontend.get_features().is_ok());
-    assert!(pairs[0].tx.ready());
 }
 
 #[test]
@@ -487,31 +237,6 @@ fn the_socket_has_owner_and_permissions_and_goes_with_its_port() {
         Backend::start(config),
         Err(Error::PathTooLong { .. })
     ));
-}
-
-#[test]
-fn a_flood_of_messages_is_no_flood_of_calls() {
-    let port = Port::new(1);
-    let calls = Arc::new(AtomicUsize::new(0));
-    let last = Arc::new(std::sync::Mutex::new(None));
-    let (seen, keep) = (Arc::clone(&calls), Arc::clone(&last));
-    port.backend.on_change(Box::new(move |status| {
-        seen.fetch_add(1, Ordering::SeqCst);
-        *keep.lock().unwrap() = Some(status.clone());
-    }));
-    let mut guest = Guest::connect(&port.socket, 0, 1, 64);
-    guest.start();
-    let start = std::time::Instant::now();
-    for round in 0..3001 {
-        let on = round % 2 == 0;
-        guest.frontend.set_vring_enable(1, !on).unwrap();
-    }
-    // One call now, one for each pause, and one for the last state.
-    let most = start.elapsed().as_millis() as usize / 10 + 10;
-    let off = |s: &xvio::Status| s.active_queue_pairs == 0;
-    port.wait("off", off);
-    port.wait("told", |_| last.lock().unwrap().as_ref().is_some_and(off));
-    assert!(calls.load(Ordering::SeqCst) < most, "{calls:?} of {most}");
 }
 
 #[test]

@@ -3,6 +3,8 @@
 //! test needs `unsafe`.
 #![allow(dead_code)] // each test file uses a part
 
+pub mod raw;
+
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
