@@ -277,11 +277,9 @@ fn domain_xml(
     kernel_log: &std::path::Path,
     socket: &std::path::Path,
 ) -> String {
-    let (cpu, interrupts) = match accel {
-        Accel::Kvm => ("<cpu mode='host-passthrough'/>", ""),
-        // QEMU 7.2 without KVM follows a null pointer when a guest's driver turns on MSI-X for a vhost-user
-        // device (virtio_pci_set_guest_notifiers, mended in 8.0). Line interrupts go another way.
-        Accel::Software(_) => ("", " pci=nomsi"),
+    let cpu = match accel {
+        Accel::Kvm => "<cpu mode='host-passthrough'/>",
+        Accel::Software(_) => "",
     };
     // Root ports with nothing in them: interfaces are plugged in while the guest runs.
     let ports: String = (1..=4)
@@ -297,7 +295,7 @@ fn domain_xml(
     <type arch='x86_64' machine='q35'>hvm</type>
     <kernel>{kernel}</kernel>
     <initrd>{initrd}</initrd>
-    <cmdline>console=ttyS0 quiet panic=-1 mitigations=off random.trust_cpu=on{interrupts} fv.name={name}</cmdline>
+    <cmdline>console=ttyS0 quiet panic=-1 mitigations=off random.trust_cpu=on fv.name={name}</cmdline>
   </os>
   <features><acpi/></features>
   {cpu}
