@@ -423,6 +423,8 @@ impl Worker {
         {
             let _ = reply.send(Some(parts));
         }
+        self.block.flows.set(self.table.len() as u64);
+        self.block.evicted.set(self.table.evicted);
         let pace = (self.idle_ticks / 4 / (self.table.slots() as u64).max(1)).max(1);
         let due = now.saturating_sub(self.swept) / pace;
         if due == 0 {
@@ -433,7 +435,6 @@ impl Worker {
         self.swept = (self.swept + budget * pace).max(now.saturating_sub(self.idle_ticks / 4));
         self.table.sweep(now, self.idle_ticks, budget as usize);
         self.block.flows.set(self.table.len() as u64);
-        self.block.evicted.set(self.table.evicted);
         self.block.expired.set(self.table.expired);
     }
 

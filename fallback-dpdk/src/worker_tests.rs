@@ -148,3 +148,20 @@ fn an_icmp_error_quotes_a_complete_checksum() {
     assert_eq!(&original[..kept], complete);
     assert_eq!(packet.data(), partial, "the packet itself is as it was");
 }
+
+#[test]
+fn a_new_flow_is_counted_in_the_turn_that_made_it() {
+    let (mut worker, handle, _ring, _events) = worker();
+    let port = silent_port();
+    adopt(&mut worker, &port, 1);
+    let key = flow::FlowKey {
+        in_port: PortId(1),
+        ..flow::parse(&[0x5a; 60], PortId(1)).unwrap().key
+    };
+    let program = crate::table::Program::new(vec![Action::Drop(flow::DropReason::Malformed)]);
+    let hash = worker.table.hash(&key);
+    let now = cycles();
+    assert!(worker.table.insert(hash, key, 1, program, now).is_some());
+    worker.sweep(now, true);
+    assert_eq!(handle.block.flows.get(), 1);
+}
