@@ -261,7 +261,7 @@ pub enum Port {
         #[arg(long, default_value = "", hide_default_value = true)]
         owner: String,
         /// Return only when the agent says ready (or failed).
-        #[arg(long)]
+        #[arg(long, requires = "host")]
         wait: bool,
     },
     /// Rename a port, move it to another host, or change its owner.
@@ -332,6 +332,9 @@ pub enum Vm {
         /// All ports that were attached by `vm attach`.
         #[arg(long, conflicts_with_all = ["network", "port"])]
         all: bool,
+        /// Host of the controller that this machine is [default: ask the local agent].
+        #[arg(long)]
+        host: Option<String>,
         #[command(flatten)]
         libvirt: Libvirt,
     },

@@ -76,19 +76,25 @@ pub async fn run(global: &Global, command: Vm) -> Result<(), Failure> {
             network,
             port: name,
             all,
+            host,
             libvirt,
         } => {
             let domain = Domain::find(&libvirt.connect, &domain)?;
+            // Another host's libvirt may have a domain of this name, with ports of its own.
+            let host = match host {
+                Some(host) => host,
+                None => this_host(global).await?,
+            };
             let mut client = global.controller().await?;
             let network = network.unwrap_or_default();
             let owner = format!("{OWNER}{}", domain.name);
-            let mut ports = port::all(&mut client, &network, "").await?;
+            let mut ports = port::all(&mut client, &network, &host).await?;
             ports.retain(|p| {
                 p.owner == owner && (all || name.as_ref().is_none_or(|n| *n == p.name))
             });
             if ports.is_empty() {
                 return Err(Failure::not_found(format!(
-                    "Domain \"{}\" has no such port; `ferrovia vm list` shows what is attached",
+                    "Domain \"{}\" has no such port on host \"{host}\"; `ferrovia vm list` shows what is attached",
                     domain.name
                 )));
             }
@@ -186,7 +192,8 @@ fn port_name(domain: &str, network: &str) -> String {
     } else {
         format!("vm-{name}")
     };
-    name.chars().take(63).collect()
+    let name: String = name.chars().take(63).collect();
+    name.trim_end_matches('-').to_owned()
 }
 
 #[cfg(test)]
@@ -203,5 +210,7 @@ mod tests {
             assert_eq!(port_name(domain, "blue"), expected);
         }
         assert_eq!(port_name(&"x".repeat(100), "blue").len(), 63);
+        // Cut at the '-', which a name must not end with.
+        assert_eq!(port_name(&"x".repeat(62), "blue"), "x".repeat(62));
     }
 }
