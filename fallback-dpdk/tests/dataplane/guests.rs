@@ -19,28 +19,34 @@ pub struct Guest {
     _folder: tempfile::TempDir,
 }
 
+/// A port that waits for its guest.
+pub fn waiting(world: &World, n: u8) -> (Backend, tempfile::TempDir) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = BackendConfig {
+        name: format!("vm{n}"),
+        socket: folder.path().join("guest.sock"),
+        mode: SocketMode::Server,
+        owner: None,
+        group: None,
+        permissions: 0o600,
+        max_queue_pairs: 1,
+        max_queue_size: 256,
+        mac: mac(n).0,
+        mtu: 1400,
+        features: Offer::default(),
+    };
+    let mut backend = Backend::start(config).expect("the backend starts");
+    world
+        .plane
+        .add_vhost(PortId(u32::from(n)), &mut backend)
+        .expect("the port is added");
+    (backend, folder)
+}
+
 impl Guest {
     pub fn new(world: &World, n: u8) -> Self {
-        let folder = tempfile::tempdir().expect("a folder");
+        let (backend, folder) = waiting(world, n);
         let socket = folder.path().join("guest.sock");
-        let config = BackendConfig {
-            name: format!("vm{n}"),
-            socket: socket.clone(),
-            mode: SocketMode::Server,
-            owner: None,
-            group: None,
-            permissions: 0o600,
-            max_queue_pairs: 1,
-            max_queue_size: 256,
-            mac: mac(n).0,
-            mtu: 1400,
-            features: Offer::default(),
-        };
-        let mut backend = Backend::start(config).expect("the backend starts");
-        world
-            .plane
-            .add_vhost(PortId(u32::from(n)), &mut backend)
-            .expect("the port is added");
         let devargs = format!(
             "net_virtio_user{}x{},path={},queues=1,queue_size=256",
             std::process::id(),

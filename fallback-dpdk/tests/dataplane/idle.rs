@@ -1,6 +1,6 @@
 //! An idle data plane costs almost nothing, and the first packet after a pause is quick.
 
-use crate::guests::Guest;
+use crate::guests::{Guest, waiting};
 use crate::world::*;
 use std::time::{Duration, Instant};
 
@@ -27,19 +27,46 @@ fn worker_seconds() -> f64 {
     ticks
 }
 
-/// Runs alone: `cargo test` calls it again in a child process so that no other test's workers count.
+/// Runs a test again in a child process, so that no other test's workers count. True in the parent,
+/// where it is done then.
+fn ran_alone(test: &str) -> bool {
+    const CHILD: &str = "FERROVIA_TEST_IDLE_CHILD";
+    if std::env::var_os(CHILD).is_some() {
+        return false;
+    }
+    let program = std::env::current_exe().expect("this test's program");
+    let status = std::process::Command::new(program)
+        .args(["--exact", &format!("idle::{test}"), "--nocapture"])
+        .env(CHILD, "1")
+        .status()
+        .expect("the child starts");
+    assert!(status.success());
+    true
+}
+
+/// A hundred ports: 28 guests (DPDK has 32 ports in a process), and the others wait for theirs.
+#[test]
+fn a_hundred_idle_ports_cost_little() {
+    if ran_alone("a_hundred_idle_ports_cost_little") {
+        return;
+    }
+    let world = World::new(World::config());
+    world.publish(topology(1, 100, true));
+    let mut guests: Vec<_> = (1..=28).map(|n| Guest::new(&world, n)).collect();
+    let _waiting: Vec<_> = (29..=100).map(|n| waiting(&world, n)).collect();
+    guests[0].send(&datagram(1, 28, 1000, b"awake"));
+    guests[27].recv();
+    std::thread::sleep(Duration::from_millis(300));
+    let (before, start) = (worker_seconds(), Instant::now());
+    std::thread::sleep(Duration::from_secs(3));
+    let share = (worker_seconds() - before) / start.elapsed().as_secs_f64();
+    println!("idle, a hundred ports: {:.2} % of a core", share * 100.0);
+    assert!(share < 0.03, "{share}");
+}
+
 #[test]
 fn an_idle_worker_costs_little_and_wakes_at_once() {
-    const CHILD: &str = "FERROVIA_TEST_IDLE_CHILD";
-    if std::env::var_os(CHILD).is_none() {
-        let program = std::env::current_exe().expect("this test's program");
-        let test = "idle::an_idle_worker_costs_little_and_wakes_at_once";
-        let status = std::process::Command::new(program)
-            .args(["--exact", test, "--nocapture"])
-            .env(CHILD, "1")
-            .status()
-            .expect("the child starts");
-        assert!(status.success());
+    if ran_alone("an_idle_worker_costs_little_and_wakes_at_once") {
         return;
     }
     let world = World::new(World::config());
