@@ -65,6 +65,8 @@ pub(crate) struct Input {
     pub(crate) block: Arc<PortBlock>,
     pub(crate) allowance: Allowance,
     pub(crate) slow_path_rate: u32,
+    /// The queue to look at first in the next turn.
+    pub(crate) next_queue: usize,
 }
 
 /// What is known of one packet of a burst.

@@ -182,9 +182,7 @@ impl Worker {
         let mut moved = 0;
         for slot in 0..self.inputs.len() {
             self.fabric.refresh(self.inputs[slot].id);
-            for queue in 0..self.inputs[slot].source.queues() {
-                moved += self.serve(slot, queue, burst, now);
-            }
+            moved += self.serve_port(slot, burst, now);
         }
         // Another worker polls a burst of each of its ports in a turn: as much is taken from it here,
         // so that its packets are not dropped for want of turns.
@@ -226,6 +224,21 @@ impl Worker {
                 input.allowance.set_share(share, self.hz, now);
             }
         }
+    }
+
+    /// One burst of a port, from the first of its queues that has one, beginning behind the last: a guest
+    /// with many queues gets no more turns than one with a single queue.
+    fn serve_port(&mut self, slot: usize, burst: &mut Burst, now: u64) -> usize {
+        let queues = self.inputs[slot].source.queues();
+        let first = self.inputs[slot].next_queue;
+        for queue in (first..queues).chain(0..first.min(queues)) {
+            let taken = self.serve(slot, queue, burst, now);
+            if taken > 0 {
+                self.inputs[slot].next_queue = (queue + 1) % queues;
+                return taken;
+            }
+        }
+        0
     }
 
     /// One burst of one queue, from its ring to the outputs.
@@ -377,6 +390,7 @@ impl Worker {
             block,
             allowance: Allowance::new(slow_path_rate, slow_path_rate, self.hz, cycles()),
             slow_path_rate,
+            next_queue: 0,
         };
         input.enter(&self.bed);
         self.inputs.push(input);
