@@ -79,31 +79,51 @@ const ADDRESSES: &[&str] = &[
     "2001:db8::5",
 ];
 
+/// Those that are often accepted, so that what follows is reached.
+const USUAL: &[&str] = &["10.0.0.0/29", "10.0.1.0/24", "fd00::/64"];
+
+const DESTINATIONS: &[&str] = &[
+    "0.0.0.0/0",
+    "10.9.0.0/16",
+    "10.0.0.0/8",
+    "10.0.0.0/30",
+    "10.0.0.0/29",
+    "::/0",
+    "fd00::/64",
+    "fd00::/16",
+    "fd00:9::/48",
+];
+
+const NEXT_HOPS: &[&str] = &[
+    "10.0.0.0", "10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.7", "10.0.1.1", "fd00::", "fd00::1",
+    "fd00::2",
+];
+
 fn texts(of: &'static [&'static str], most: usize) -> impl Strategy<Value = Vec<String>> {
     prop::collection::vec(select(of).prop_map(str::to_owned), 0..=most)
 }
 
 fn subnet() -> impl Strategy<Value = v1::Subnet> {
+    let cidr = prop_oneof![6 => select(USUAL), 1 => select(PREFIXES)];
     let gateway =
-        prop_oneof![3 => Just(String::new()), 1 => select(ADDRESSES).prop_map(str::to_owned)];
-    (select(PREFIXES), gateway, prop::bool::weighted(0.2)).prop_map(|(cidr, gateway, slaac)| {
-        v1::Subnet {
-            cidr: cidr.into(),
-            gateway,
-            slaac,
-        }
+        prop_oneof![6 => Just(String::new()), 1 => select(ADDRESSES).prop_map(str::to_owned)];
+    (cidr, gateway, prop::bool::weighted(0.2)).prop_map(|(cidr, gateway, slaac)| v1::Subnet {
+        cidr: cidr.into(),
+        gateway,
+        slaac,
     })
 }
 
 fn route() -> impl Strategy<Value = v1::Route> {
-    (select(PREFIXES), select(ADDRESSES)).prop_map(|(destination, next_hop)| v1::Route {
+    (select(DESTINATIONS), select(NEXT_HOPS)).prop_map(|(destination, next_hop)| v1::Route {
         destination: destination.into(),
         next_hop: next_hop.into(),
     })
 }
 
 fn request() -> impl Strategy<Value = v1::CreateNetworkRequest> {
-    let mtu = select(&[0, 576, 1279, 1280, 1450, 65000, 65001, 65485, 65536][..]);
+    let mtu = select(&[576, 1279, 1280, 1450, 65000, 65001, 65485, 65536][..]);
+    let mtu = prop_oneof![3 => Just(0), 1 => mtu];
     let subnets = prop::collection::vec(subnet(), 0..4);
     let routes = prop::collection::vec(route(), 0..3);
     (mtu, subnets, texts(ADDRESSES, 1), routes).prop_map(|(mtu, subnets, dns, routes)| {

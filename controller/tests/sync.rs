@@ -488,3 +488,56 @@ async fn a_step_has_everything_up_to_its_version() {
         }
     }
 }
+
+#[tokio::test]
+async fn an_agent_that_takes_nothing_stops_nobody_else() {
+    let lab = Lab::plain().await;
+    let mut c = lab.client().await;
+    for name in ["h1", "h2"] {
+        c.create_host(host(name)).await.unwrap();
+    }
+    let networks = ["n0", "n1", "n2", "n3"];
+    for name in networks {
+        c.create_network(network(name, &["10.0.0.0/16"]))
+            .await
+            .unwrap();
+    }
+    // It says hello and never reads: its window fills, then the outbox.
+    let _stuck = lab.agent(hello("h1", "192.0.2.1", 1500)).await;
+    let mut h2 = lab.agent(hello("h2", "192.0.2.2", 1500)).await;
+    h2.step().await.unwrap();
+    let store = lab.running().store();
+    let mut made = 0;
+    let start = std::time::Instant::now();
+    for round in 0..40 {
+        let batch = (0..100).map(|number| {
+            let request = v1::CreatePortRequest {
+                owner: "o".repeat(250),
+                ..port(
+                    &format!("p{round}-{number}"),
+                    networks[number % networks.len()],
+                    ["h1", "h2"][number / 4 % 2],
+                )
+            };
+            store.write(move |state, plan| {
+                controller::plan::ports::create(state, plan, &request).map(drop)
+            })
+        });
+        for outcome in futures_util::future::join_all(batch).await {
+            outcome.unwrap();
+            made += 1;
+        }
+        while h2.keys().len() < made + networks.len() {
+            h2.step().await.unwrap();
+        }
+    }
+    assert!(
+        start.elapsed() < std::time::Duration::from_secs(20),
+        "h2 waited for h1: {:?}",
+        start.elapsed()
+    );
+    // The stuck one may be replaced at once, and its successor is told everything.
+    let mut again = lab.agent(hello("h1", "192.0.2.1", 1500)).await;
+    again.step().await.unwrap();
+    assert_eq!(again.keys().len(), made + networks.len());
+}
