@@ -201,9 +201,10 @@ pub enum Network {
 /// Who makes the vhost-user socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum SocketMode {
-    /// The agent listens, QEMU connects (and reconnects by itself).
+    /// The agent listens, QEMU connects. Whether QEMU connects again after the agent was away is up to
+    /// libvirt: that of Debian 12 forgets `reconnect` for an interface that is plugged in live.
     AgentListens,
-    /// QEMU listens, the agent connects; the guest's boot waits for the agent.
+    /// QEMU listens, the agent connects, and connects again. The guest's boot waits for the agent.
     AgentConnects,
 }
 
@@ -217,7 +218,7 @@ pub struct Rings {
     #[arg(long, default_value_t = 1024, value_name = "N")]
     pub queue_size: u32,
     /// Who makes the vhost-user socket.
-    #[arg(long, value_enum, default_value = "agent-listens")]
+    #[arg(long, value_enum, default_value = "agent-connects")]
     pub socket_mode: SocketMode,
 }
 
