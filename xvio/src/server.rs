@@ -17,7 +17,7 @@ use crate::wire::{Message, Wake, Wire, WireError};
 use crate::{BackendConfig, SocketMode, State};
 
 /// First and longest pause between attempts to connect.
-const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(400));
 /// Shortest time between two announcements of changes, so that a frontend cannot flood those who
 /// listen; the last state is always announced.
 const ANNOUNCE: Duration = Duration::from_millis(10);
