@@ -19,9 +19,11 @@ pub struct Config {
     /// The longest frame a buffer holds, Ethernet header included; encapsulation has its own room.
     pub max_frame: u16,
     /// First packets a second that one port may send through the router. The uplink, which brings the
-    /// first packets of all other hosts, may send eight times as many.
+    /// first packets of all other hosts, may send eight times as many. The guests of one worker may
+    /// send four times as many together, half of it in equal shares that are certain.
     pub slow_path_rate: u32,
-    /// Packets in flight from one worker to another.
+    /// Packets in flight from one worker to another; fewer where all of them together would hold more
+    /// than half of the buffers.
     pub handoff: usize,
     /// Events that wait for the control side; more are counted and lost.
     pub events: usize,
