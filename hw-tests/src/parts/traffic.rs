@@ -100,24 +100,21 @@ fn copy_file(world: &World) -> Result<String> {
     if !made.ok() || sum.len() != 64 {
         bail!("The file could not be made: {made}");
     }
-    to.guest.spawn(
-        "nc -l -p 9000 > /tmp/file; touch /tmp/file.done",
-        "/tmp/nc.log",
-    )?;
-    to.guest
-        .expect("until netstat -ltn | grep -q :9000; do usleep 100000; done")?;
+    from.guest
+        .expect("busybox httpd -p 9000 -h /tmp && until netstat -ltn | grep -q :9000; do usleep 100000; done")?;
     let start = Instant::now();
-    let sent = from
-        .guest
-        .run_for(&format!("nc {} 9000 < /tmp/file", to.ipv4), limit)?;
-    if !sent.ok() {
-        bail!("The file could not be sent: {sent}");
-    }
-    to.guest
-        .expect("until [ -e /tmp/file.done ]; do usleep 100000; done")?;
+    let fetched = to.guest.run_for(
+        &format!("wget -q -O /tmp/file http://{}:9000/file", from.ipv4),
+        limit,
+    );
     let took = start.elapsed().as_secs_f32();
+    from.guest.expect("killall httpd")?;
+    let fetched = fetched?;
+    if !fetched.ok() {
+        bail!("The file could not be fetched: {fetched}");
+    }
     let received = to.guest.run_for(
-        "wc -c < /tmp/file; sha256sum < /tmp/file; rm -f /tmp/file /tmp/file.done",
+        "wc -c < /tmp/file; sha256sum < /tmp/file; rm -f /tmp/file",
         limit,
     )?;
     from.guest.expect("rm -f /tmp/file")?;
