@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 1 failed, 2 wrong usage or configuration (nothing was touched), 3 the store or the
 //! running controller could not be reached.
 
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -135,6 +136,14 @@ struct NoController {
     dir: PathBuf,
 }
 
+/// Prints a line; a closed standard output is an error and no panic.
+macro_rules! say {
+    ($($words:tt)*) => {
+        writeln!(std::io::stdout(), $($words)*)
+            .context("The result cannot be printed; check where standard output goes")?
+    };
+}
+
 /// Runs the program.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -263,7 +272,7 @@ async fn init(global: &Global, name: &str, san: &[String]) -> anyhow::Result<()>
             "names": if make_server { Some(&names) } else { None },
             "operator_token": token,
         });
-        println!("{facts}");
+        say!("{facts}");
         return Ok(());
     }
     for (what, paths, made) in [
@@ -271,18 +280,18 @@ async fn init(global: &Global, name: &str, san: &[String]) -> anyhow::Result<()>
         ("server certificate", server, make_server),
         ("operator certificate", operator, make_operator),
     ] {
-        println!("{:21} {}  {}", what, state(made), paths.dir.display());
+        say!("{:21} {}  {}", what, state(made), paths.dir.display());
     }
     if make_server {
-        println!("{:21} {}", "names", names.join(", "));
+        say!("{:21} {}", "names", names.join(", "));
     } else if !san.is_empty() {
-        println!(
+        say!(
             "The server certificate was kept, so --san changes nothing; remove its folder and run init again for a new one."
         );
     }
     if let Some(token) = token {
-        println!("\nFor an operator on another machine, once and within 24 hours:\n{token}");
-        println!(
+        say!("\nFor an operator on another machine, once and within 24 hours:\n{token}");
+        say!(
             "\nNext: `ferrovia-controller run`, then `ferrovia-controller token --host NAME` for each host."
         );
     }
@@ -304,7 +313,7 @@ async fn run(global: &Global, options: &Options) -> anyhow::Result<()> {
     let revision = running.store().read().revision;
     tracing::info!(listen = %running.address(), mode, revision, "Serving");
     if global.output == Output::Json {
-        println!(
+        say!(
             "{}",
             serde_json::json!({ "listen": running.address(), "mode": mode, "pid": std::process::id() })
         );
@@ -371,12 +380,12 @@ async fn token(
     };
     if global.output == Output::Json {
         let facts = Token::decode(&token)?;
-        println!(
+        say!(
             "{}",
             serde_json::json!({ "token": token, "role": facts.role, "name": facts.name, "expires": facts.expires })
         );
     } else {
-        println!("{token}");
+        say!("{token}");
     }
     Ok(())
 }

@@ -214,3 +214,24 @@ fn wrong_configuration_and_usage_touch_nothing() {
     );
     assert!(!root.path().join("var").exists(), "nothing was touched");
 }
+
+#[test]
+fn a_closed_standard_output_is_an_error_and_no_panic() {
+    let root = tempfile::tempdir().unwrap();
+    let full = std::fs::File::options()
+        .write(true)
+        .open("/dev/full")
+        .unwrap();
+    let run = Command::new(env!("CARGO_BIN_EXE_ferrovia-controller"))
+        .args(["init", "--root"])
+        .arg(root.path())
+        .stdout(full)
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&run.stderr);
+    assert_eq!(run.status.code(), Some(1), "{text}");
+    assert!(
+        text.contains("standard output") && !text.contains("panicked"),
+        "{text}"
+    );
+}
