@@ -4,6 +4,7 @@
 use crate::{cleanup, command, process, run::Run};
 use anyhow::{Context, Result, bail};
 use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -12,6 +13,11 @@ use std::time::Duration;
 pub const URI: &str = "qemu:///system";
 /// What is noted about a daemon that was started by hand.
 const STATE: &str = "/run/fv-libvirt";
+/// How long an answer may take. A daemon that was just started first asks QEMU what it can do, which takes
+/// seconds on a busy machine.
+const LIMIT: Duration = Duration::from_secs(120);
+/// The device of KVM.
+const KVM: &str = "/dev/kvm";
 
 /// A working connection to libvirt. Dropping it ends the daemon if a run started it and no other uses it.
 #[derive(Debug)]
@@ -51,7 +57,7 @@ impl Libvirt {
 pub fn virsh(args: &[&str]) -> Result<String> {
     command::output(
         Command::new("virsh").args(["-q", "-c", URI]).args(args),
-        Duration::from_secs(60),
+        LIMIT,
     )
 }
 
@@ -72,7 +78,47 @@ fn version() -> Result<String> {
     ))
 }
 
+/// Gives `/dev/kvm` to the group `kvm`, as udev does where it runs (50-udev-default.rules), and notes how it was.
+///
+/// libvirt asks QEMU, which it starts with root's powers for that, whether it has KVM, and itself whether QEMU's
+/// account may open the device. Where the answers differ it forgets what it learned and asks again, dozens of
+/// times for one guest.
+fn share_kvm() -> Result<()> {
+    let Ok(now) = fs::metadata(KVM) else {
+        return Ok(());
+    };
+    let Some(group) = nix::unistd::Group::from_name("kvm")? else {
+        return Ok(());
+    };
+    let open_to_group = now.gid() == group.gid.as_raw() && now.mode() & 0o060 == 0o060;
+    if open_to_group || now.mode() & 0o006 == 0o006 {
+        return Ok(());
+    }
+    fs::write(
+        Path::new(STATE).join("kvm"),
+        format!("{} {} {}", now.uid(), now.gid(), now.mode() & 0o7777),
+    )?;
+    std::os::unix::fs::chown(KVM, None, Some(group.gid.as_raw()))?;
+    fs::set_permissions(KVM, fs::Permissions::from_mode(0o660))?;
+    Ok(())
+}
+
+/// Undoes [`share_kvm`].
+fn take_kvm_back() {
+    let note = Path::new(STATE).join("kvm");
+    let Ok(text) = fs::read_to_string(&note) else {
+        return;
+    };
+    let numbers: Vec<u32> = text.split(' ').flat_map(str::parse).collect();
+    if let [uid, gid, mode] = numbers[..] {
+        let _ = std::os::unix::fs::chown(KVM, Some(uid), Some(gid));
+        let _ = fs::set_permissions(KVM, fs::Permissions::from_mode(mode));
+    }
+    let _ = fs::remove_file(note);
+}
+
 fn start_by_hand(run: &Run) -> Result<()> {
+    share_kvm().context("/dev/kvm could not be given to the group kvm")?;
     for daemon in ["virtlogd", "libvirtd"] {
         let program = ["/usr/sbin", "/sbin", "/usr/bin"]
             .iter()
@@ -144,6 +190,7 @@ pub fn leave(run: &str) {
         }
         let _ = fs::remove_file(&note);
     }
+    take_kvm_back();
     let _ = fs::remove_dir_all(STATE);
 }
 
