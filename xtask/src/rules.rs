@@ -53,13 +53,13 @@ fn files() -> Result<Vec<PathBuf>> {
         .collect())
 }
 
-/// Paths that would only mean something on this machine.
+/// Paths that would only mean something on this machine. `/root` is on every one.
 fn machine_words() -> Vec<String> {
     let root = paths::root().display().to_string();
     let home = std::env::var("HOME").unwrap_or_default();
     [root, home]
         .into_iter()
-        .filter(|path| path.matches('/').count() >= 1 && path.len() > 4)
+        .filter(|path| path.matches('/').count() >= 2)
         .collect()
 }
 

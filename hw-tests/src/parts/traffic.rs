@@ -100,8 +100,9 @@ fn copy_file(world: &World) -> Result<String> {
     if !made.ok() || sum.len() != 64 {
         bail!("The file could not be made: {made}");
     }
-    from.guest
-        .expect("httpd -p 9000 -h /tmp && until netstat -ltn | grep -q :9000; do usleep 100000; done")?;
+    from.guest.expect(
+        "httpd -p 9000 -h /tmp && until netstat -ltn | grep -q :9000; do usleep 100000; done",
+    )?;
     let start = Instant::now();
     let fetched = to.guest.run_for(
         &format!("wget -q -O /tmp/file http://{}:9000/file", from.ipv4),
