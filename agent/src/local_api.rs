@@ -277,7 +277,7 @@ fn trace_of(trace: Trace) -> v1::TraceResponse {
     let mut steps = trace.steps;
     if let Some(flow) = &trace.installed {
         steps.push(format!(
-            "A flow is installed: {} packets, {} bytes, last used {} ms ago.",
+            "The flow table has it: {} packets, {} bytes, last used {} ms ago.",
             flow.packets,
             flow.bytes,
             flow.idle.as_millis()

@@ -69,7 +69,7 @@ fn demo(args: &Args) -> Result<ExitCode> {
     } else {
         println!(
             "\nNext: `cargo xtask demo --keep` leaves all this running for you to try commands on;\n\
-                  README.md shows how to set up real hosts. Cleaning up …"
+                  docs/operating.md shows how to set up real hosts. Cleaning up …"
         );
     }
     drop(world);
