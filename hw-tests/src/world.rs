@@ -9,6 +9,7 @@ use crate::run::Run;
 use crate::story::Story;
 use anyhow::{Context, Result, bail};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 /// Bytes of IP packet on the underlay.
 pub const UNDERLAY_MTU: u16 = 9000;
@@ -38,6 +39,15 @@ pub struct Member {
     pub ipv4: String,
     /// Its IPv6 address; empty in a network without.
     pub ipv6: String,
+}
+
+/// A file that arrived whole.
+#[derive(Clone, Debug)]
+pub struct Fetched {
+    /// Its SHA-256, in hexadecimal digits.
+    pub sum: String,
+    /// How long the transfer took.
+    pub took: Duration,
 }
 
 /// Everything. Guests go first when it is dropped.
@@ -71,11 +81,9 @@ impl World {
         })
     }
 
-    /// Defines and starts a guest, without an interface yet.
-    pub fn boot(&self, name: &str, shape: &Shape) -> Result<Guest> {
-        let guest = Guest::define(self.cluster.run(), name, &self.image, &self.accel, shape)?;
-        guest.start()?;
-        Ok(guest)
+    /// Defines a guest, without an interface yet and shut off.
+    pub fn define(&self, name: &str, shape: &Shape) -> Result<Guest> {
+        Guest::define(self.cluster.run(), name, &self.image, &self.accel, shape)
     }
 
     /// `ferrovia vm attach` on `host`, and the guest becomes a member.
@@ -165,6 +173,57 @@ impl World {
             "{count} of {count} answered, min/avg/max {}",
             times.unwrap_or(" ?").trim()
         ))
+    }
+
+    /// `to` fetches a file of `kib` KiB over HTTP from `from`, which it reaches by `address`, and compares its
+    /// SHA-256. HTTP carries the length, so that a file that was cut off does not pass for a whole one.
+    pub fn fetch(&self, from: &str, address: &str, to: &str, kib: u32) -> Result<Fetched> {
+        let (from, to) = (&self.member(from)?.guest, &self.member(to)?.guest);
+        let limit = Duration::from_secs(120);
+        let make = format!(
+            "dd if=/dev/urandom of=/tmp/file bs=1k count={kib} 2>/dev/null && sha256sum < /tmp/file"
+        );
+        let made = from.run_for(&make, limit)?;
+        let sum = made
+            .text
+            .split_whitespace()
+            .next()
+            .unwrap_or_default()
+            .to_owned();
+        if !made.ok() || sum.len() != 64 {
+            bail!("The file could not be made: {made}");
+        }
+        from.expect(
+            "httpd -p 9000 -h /tmp && until netstat -ltn | grep -q :9000; do usleep 100000; done",
+        )?;
+        let place = if address.contains(':') {
+            format!("[{address}]")
+        } else {
+            address.to_owned()
+        };
+        let start = Instant::now();
+        let fetched = to.run_for(
+            &format!("wget -q -O /tmp/file http://{place}:9000/file"),
+            limit,
+        );
+        let took = start.elapsed();
+        from.expect("killall httpd; rm -f /tmp/file")?;
+        let fetched = fetched?;
+        let received = to.run_for(
+            "wc -c < /tmp/file; sha256sum < /tmp/file; rm -f /tmp/file",
+            limit,
+        )?;
+        let bytes = u64::from(kib) << 10;
+        if !fetched.ok()
+            || !received.text.starts_with(&format!("{bytes}\n"))
+            || !received.text.contains(&sum)
+        {
+            bail!(
+                "{bytes} bytes with SHA-256 {sum} were offered, and what arrived is {} ({fetched})",
+                received.text.trim()
+            );
+        }
+        Ok(Fetched { sum, took })
     }
 
     /// Fails if `from` gets any answer.

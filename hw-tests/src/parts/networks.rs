@@ -14,7 +14,35 @@ pub const GUESTS: [(&str, &str, &str); 3] = [
 ];
 
 /// A guest with what is needed to attach it.
-pub type Place<'a> = (&'a str, &'a str, &'a str, Shape, &'a [&'a str]);
+#[derive(Clone, Debug)]
+pub struct Place<'a> {
+    /// The guest's name.
+    pub name: &'a str,
+    /// The network that it is attached to.
+    pub network: &'a str,
+    /// The host that serves it.
+    pub host: &'a str,
+    /// What it is made of.
+    pub shape: Shape,
+    /// More options of `ferrovia vm attach`.
+    pub options: &'a [&'a str],
+    /// Attached while it is shut off, and started then; the others are attached while they run.
+    pub cold: bool,
+}
+
+impl<'a> Place<'a> {
+    /// An ordinary guest, attached while it runs.
+    pub fn live(name: &'a str, network: &'a str, host: &'a str) -> Place<'a> {
+        Place {
+            name,
+            network,
+            host,
+            shape: Shape::default(),
+            options: &[],
+            cold: false,
+        }
+    }
+}
 
 /// Creates the networks, boots the guests, all at once, and attaches each to its network.
 pub fn run(world: &mut World, story: &Story, more: &[Place<'_>]) -> Result<()> {
@@ -46,16 +74,31 @@ pub fn run(world: &mut World, story: &Story, more: &[Place<'_>]) -> Result<()> {
     );
     let mut places: Vec<Place<'_>> = GUESTS
         .iter()
-        .map(|(name, network, host)| (*name, *network, *host, Shape::default(), &[][..]))
+        .map(|(name, network, host)| Place::live(name, network, host))
         .collect();
     places.extend(more.iter().cloned());
     let guests = boot(world, story, &places).context("Without guests nothing else can be shown")?;
-    for ((name, network, host, _, options), guest) in places.iter().zip(guests) {
+    for (place, guest) in places.iter().zip(guests) {
+        let Place {
+            name,
+            network,
+            host,
+            ..
+        } = place;
+        let how = if place.cold {
+            "before it starts"
+        } else {
+            "while it runs"
+        };
         story.holds(
-            &format!("{name} is attached to {network} on {host} while it runs"),
+            &format!("{name} is attached to {network} on {host} {how}"),
             || {
-                world.attach(story, guest, network, host, options)?;
+                world.attach(story, guest, network, host, place.options)?;
                 let member = world.member(name)?;
+                if place.cold {
+                    member.guest.start()?;
+                    member.guest.wait_until_up()?;
+                }
                 let seen = member.guest.wait_for_nic()?;
                 if seen != member.mac {
                     bail!(
@@ -86,20 +129,26 @@ pub fn run(world: &mut World, story: &Story, more: &[Place<'_>]) -> Result<()> {
 }
 
 fn boot(world: &World, story: &Story, places: &[Place<'_>]) -> Option<Vec<Guest>> {
-    let names: Vec<&str> = places.iter().map(|p| p.0).collect();
+    let names: Vec<&str> = places.iter().filter(|p| !p.cold).map(|p| p.name).collect();
     story.say(&format!(
         "booting {} through libvirt, all at once …",
         names.join(", ")
     ));
-    story.check(&format!("{} guests boot in libvirt", places.len()), || {
+    story.check(&format!("{} guests boot in libvirt", names.len()), || {
         let start = Instant::now();
         let guests: Vec<Guest> = places
             .iter()
-            .map(|(name, _, _, shape, _)| world.boot(name, shape))
+            .map(|place| world.define(place.name, &place.shape))
             .collect::<Result<_>>()?;
-        for guest in &guests {
-            guest.wait_until_up()?;
-        }
+        let warm = || {
+            places
+                .iter()
+                .zip(&guests)
+                .filter(|(place, _)| !place.cold)
+                .map(|(_, guest)| guest)
+        };
+        warm().try_for_each(Guest::start)?;
+        warm().try_for_each(Guest::wait_until_up)?;
         let word = format!(
             "Linux {} by {}, up after {:.1} s",
             world.image.release,

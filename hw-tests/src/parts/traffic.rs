@@ -3,7 +3,6 @@
 use crate::story::Story;
 use crate::world::World;
 use anyhow::{Result, bail};
-use std::time::{Duration, Instant};
 
 /// The file that is copied, MiB.
 const FILE_MIB: u32 = 16;
@@ -88,49 +87,14 @@ pub fn run(world: &World, story: &Story) {
 
 /// Copies a file from blue-a to blue-b.
 fn copy_file(world: &World) -> Result<String> {
-    let (from, to) = (&world.member("blue-a")?, &world.member("blue-b")?);
-    let limit = Duration::from_secs(120);
-    let made = from.guest.run_for(&format!("dd if=/dev/urandom of=/tmp/file bs=1M count={FILE_MIB} 2>/dev/null && sha256sum < /tmp/file"), limit)?;
-    let sum = made
-        .text
-        .split_whitespace()
-        .next()
-        .unwrap_or_default()
-        .to_owned();
-    if !made.ok() || sum.len() != 64 {
-        bail!("The file could not be made: {made}");
-    }
-    from.guest.expect(
-        "httpd -p 9000 -h /tmp && until netstat -ltn | grep -q :9000; do usleep 100000; done",
+    let fetched = world.fetch(
+        "blue-a",
+        &world.member("blue-a")?.ipv4,
+        "blue-b",
+        FILE_MIB << 10,
     )?;
-    let start = Instant::now();
-    let fetched = to.guest.run_for(
-        &format!("wget -q -O /tmp/file http://{}:9000/file", from.ipv4),
-        limit,
-    );
-    let took = start.elapsed().as_secs_f32();
-    from.guest.expect("killall httpd")?;
-    let fetched = fetched?;
-    if !fetched.ok() {
-        bail!("The file could not be fetched: {fetched}");
-    }
-    let received = to.guest.run_for(
-        "wc -c < /tmp/file; sha256sum < /tmp/file; rm -f /tmp/file",
-        limit,
-    )?;
-    from.guest.expect("rm -f /tmp/file")?;
-    let bytes = u64::from(FILE_MIB) << 20;
-    if !received.text.starts_with(&bytes.to_string()) || !received.text.contains(&sum) {
-        bail!(
-            "{bytes} bytes with SHA-256 {sum} were sent, and what arrived is {}",
-            received.text.trim()
-        );
-    }
-    Ok(format!(
-        "{:.1} MiB/s, SHA-256 {}…",
-        FILE_MIB as f32 / took,
-        &sum[..16]
-    ))
+    let rate = FILE_MIB as f32 / fetched.took.as_secs_f32();
+    Ok(format!("{rate:.1} MiB/s, SHA-256 {}…", &fetched.sum[..16]))
 }
 
 /// blue-a sends with an address that is not its own.

@@ -29,18 +29,8 @@ pub fn right_on_the_wire(world: &World) -> Result<String> {
         "udp port 4789",
     )?;
     let (from, to) = (world.member("blue-a")?, world.member("blue-b")?);
-    for (port, address, family) in [(9101, &to.ipv4, "TCP"), (9102, &to.ipv6, "TCP")] {
-        to.guest.spawn(
-            &format!("nc -l -p {port} | wc -c > /tmp/got.{port}"),
-            "/tmp/nc.log",
-        )?;
-        to.guest.expect(&format!(
-            "until netstat -ltn | grep -q :{port}; do usleep 100000; done"
-        ))?;
-        let sent = from.guest.run(&format!(
-            "dd if=/dev/zero bs=1k count=200 2>/dev/null | nc {address} {port}"
-        ))?;
-        ensure!(sent.ok(), "{family} to {address} failed: {sent}");
+    for address in [&from.ipv4, &from.ipv6] {
+        world.fetch("blue-a", address, "blue-b", 200)?;
     }
     // UDP, to a port where nobody listens: the checksum is what matters. DNS asks over UDP.
     from.guest.run_for(

@@ -14,6 +14,7 @@ mod scale;
 use anyhow::Result;
 use hw_tests::cleanup;
 use hw_tests::guest::Shape;
+use hw_tests::parts::networks::Place;
 use hw_tests::parts::{interrupt, networks, operate, start, traffic};
 use hw_tests::run::Run;
 use hw_tests::story::{Audience, Story};
@@ -167,22 +168,19 @@ fn run() -> Result<ExitCode> {
 
 fn all(world: &mut World, story: &Story) -> Result<String> {
     start::run(world, story)?;
-    // A second guest on h1, with two queues, whose socket QEMU makes.
-    let options = ["--queue-pairs", "2", "--socket-mode", "agent-connects"];
-    networks::run(
-        world,
-        story,
-        &[(
-            "blue-c",
-            "blue",
-            "h1",
-            Shape {
-                cpus: 2,
-                ..Shape::default()
-            },
-            &options,
-        )],
-    )?;
+    // A second guest on h1, with two queue pairs, attached before it starts to a socket that the agent makes.
+    let options = ["--queue-pairs", "2", "--socket-mode", "agent-listens"];
+    let shape = Shape {
+        cpus: 2,
+        ..Shape::default()
+    };
+    let place = Place {
+        shape,
+        options: &options,
+        cold: true,
+        ..Place::live("blue-c", "blue", "h1")
+    };
+    networks::run(world, story, &[place])?;
     traffic::run(world, story);
     for (part, name, check) in CHECKS {
         story.part(part);
