@@ -2,6 +2,7 @@
 
 use crate::accel::Accel;
 use crate::cluster::{Cluster, Host};
+use crate::command::wait_for;
 use crate::guest::{Guest, Shape};
 use crate::image::Image;
 use crate::libvirt::Libvirt;
@@ -135,6 +136,31 @@ impl World {
     /// The host that serves a member.
     pub fn host_of(&self, name: &str) -> Result<&Host> {
         self.cluster.host(&self.member(name)?.host)
+    }
+
+    /// Waits until the port of every guest is ready, with its guest connected.
+    pub fn wait_ready(&self) -> Result<()> {
+        wait_for(
+            "the port of every guest being ready",
+            Duration::from_secs(30),
+            || {
+                let ports = self.cluster.json(None, &["port", "list"])?;
+                for member in &self.members {
+                    let port = ports
+                        .as_array()
+                        .into_iter()
+                        .flatten()
+                        .find(|p| p["name"] == member.port.as_str());
+                    match port {
+                        Some(port)
+                            if port["state"] == "ready" && port["guest_connected"] == true => {}
+                        Some(port) => bail!("Not this one: {port}"),
+                        None => bail!("\"{}\" is not listed", member.port),
+                    }
+                }
+                Ok(())
+            },
+        )
     }
 
     /// Packets that `host` dropped for `reason` so far.

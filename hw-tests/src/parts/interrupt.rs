@@ -40,18 +40,7 @@ pub fn run(world: &World, story: &Story) {
     });
     story.holds("the controller sees the agent again", || {
         world.cluster.wait_connected(world.host_of("blue-a")?)?;
-        wait_for("every port being ready", Duration::from_secs(30), || {
-            let ports = world.cluster.json(None, &["port", "list"])?;
-            match ports
-                .as_array()
-                .into_iter()
-                .flatten()
-                .find(|p| p["state"] != "ready" || p["guest_connected"] != true)
-            {
-                Some(bad) => bail!("not this one: {bad}"),
-                None => Ok(()),
-            }
-        })?;
+        world.wait_ready()?;
         Ok("all ports are ready, all guests connected".into())
     });
 }

@@ -114,16 +114,9 @@ pub fn run(world: &mut World, story: &Story, more: &[Place<'_>]) -> Result<()> {
         );
     }
     story.holds("every port is ready, with its guest connected", || {
+        world.wait_ready()?;
         world.cluster.show(story, None, &["port", "list"])?;
-        let ports = world.cluster.json(None, &["port", "list"])?;
-        let ports = ports.as_array().context("No list of ports was printed")?;
-        if let Some(bad) = ports
-            .iter()
-            .find(|p| p["state"] != "ready" || p["guest_connected"] != true)
-        {
-            bail!("Not this one: {bad}");
-        }
-        Ok(format!("{} ports", ports.len()))
+        Ok(format!("{} ports", world.members.len()))
     });
     Ok(())
 }

@@ -86,26 +86,7 @@ pub fn all_back(world: &World) -> Result<String> {
 
 /// The guests that were connected all the time.
 pub fn guests_after(world: &World) -> Result<String> {
-    wait_for(
-        "the guests of h1 being connected again",
-        Duration::from_secs(30),
-        || {
-            let ports = world
-                .cluster
-                .json(None, &["port", "list", "--host", "h1"])?;
-            for member in world.members.iter().filter(|m| m.host == "h1") {
-                let port = ports
-                    .as_array()
-                    .into_iter()
-                    .flatten()
-                    .find(|p| p["name"] == member.port.as_str());
-                if port.is_none_or(|p| p["guest_connected"] != true) {
-                    bail!("\"{}\" is not", member.port);
-                }
-            }
-            Ok(())
-        },
-    )?;
+    world.wait_ready()?;
     world.expect_ping("blue-a", &world.member("blue-b")?.ipv4, 3)?;
     world.expect_ping("blue-c", &world.member("blue-b")?.ipv6, 3)
 }
