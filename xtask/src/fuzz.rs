@@ -44,11 +44,9 @@ pub fn targets() -> Result<Vec<String>> {
     let mut names: Vec<String> = fs::read_dir(&dir)
         .with_context(|| format!("\"{}\" cannot be read", dir.display()))?
         .flatten()
-        .filter_map(|e| {
-            e.path()
-                .file_stem()
-                .map(|s| s.to_string_lossy().into_owned())
-        })
+        .map(|e| e.path())
+        .filter(|path| path.extension().is_some_and(|e| e == "rs"))
+        .filter_map(|path| Some(path.file_stem()?.to_string_lossy().into_owned()))
         .collect();
     names.sort();
     Ok(names)
