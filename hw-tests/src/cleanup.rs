@@ -6,9 +6,12 @@
 //! [`sweep`](crate::run::sweep) at the start of a later run.
 
 use anyhow::{Context, Result};
+use std::cell::Cell;
+use std::marker::PhantomData;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::Poll;
+use std::time::{Duration, Instant};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 type Undo = Box<dyn FnOnce() + Send>;
@@ -16,11 +19,55 @@ type Undo = Box<dyn FnOnce() + Send>;
 static REGISTERED: Mutex<Vec<(u64, Undo)>> = Mutex::new(Vec::new());
 static NEXT: AtomicU64 = AtomicU64::new(1);
 static KEEP: AtomicBool = AtomicBool::new(false);
+/// The process was told to stop.
+static ENDING: AtomicBool = AtomicBool::new(false);
+/// Threads that are just making something.
+static MAKING: AtomicUsize = AtomicUsize::new(0);
+/// How long a clean-up waits for them.
+const MAKING_LIMIT: Duration = Duration::from_secs(20);
+
+thread_local! {
+    /// How deep this thread is in [`making`]; a thread that undoes is always in it.
+    static DEPTH: Cell<usize> = const { Cell::new(0) };
+    /// True for the thread that undoes everything.
+    static UNDOING: Cell<bool> = const { Cell::new(false) };
+}
 
 fn registered() -> std::sync::MutexGuard<'static, Vec<(u64, Undo)>> {
     REGISTERED
         .lock()
         .unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// This thread is making something until the value is dropped; see [`making`].
+#[derive(Debug)]
+pub struct Making(PhantomData<*const ()>);
+
+/// Says that this thread is making something that must be undone: a clean-up waits until it is made and
+/// registered. Once the process was told to stop, nothing new is made: the thread stops here for good.
+pub fn making() -> Making {
+    let depth = DEPTH.get();
+    if depth == 0 {
+        MAKING.fetch_add(1, Ordering::SeqCst);
+        if ENDING.load(Ordering::SeqCst) {
+            MAKING.fetch_sub(1, Ordering::SeqCst);
+            loop {
+                std::thread::park();
+            }
+        }
+    }
+    DEPTH.set(depth + 1);
+    Making(PhantomData)
+}
+
+impl Drop for Making {
+    fn drop(&mut self) {
+        let depth = DEPTH.get() - 1;
+        DEPTH.set(depth);
+        if depth == 0 {
+            MAKING.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
 }
 
 /// Undoes what it stands for when dropped, unless [`keep_everything`] was called.
@@ -37,6 +84,8 @@ pub fn on_exit(undo: impl FnOnce() + Send + 'static) -> Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
+        // Once the process was told to stop, undoing is left to one thread; this one stops here.
+        let _making = making();
         let undo = {
             let mut all = registered();
             all.iter()
@@ -49,6 +98,11 @@ impl Drop for Guard {
             undo();
         }
     }
+}
+
+/// True when the process was told to stop, and this thread is not the one that undoes.
+pub fn ending() -> bool {
+    ENDING.load(Ordering::SeqCst) && !UNDOING.get()
 }
 
 /// From now on nothing is undone: what runs keeps running after this process ends.
@@ -101,6 +155,13 @@ pub fn undo_on_signals() -> Result<()> {
             let code = 128 + next().as_raw_value();
             eprintln!("\nStopping and cleaning up …");
             std::thread::spawn(move || {
+                ENDING.store(true, Ordering::SeqCst);
+                let until = Instant::now() + MAKING_LIMIT;
+                while MAKING.load(Ordering::SeqCst) > 0 && Instant::now() < until {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                DEPTH.set(1);
+                UNDOING.set(true);
                 undo_all();
                 eprintln!("Cleaned up.");
                 std::process::exit(code);

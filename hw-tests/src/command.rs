@@ -1,10 +1,14 @@
 //! Running a program to its end, with its output, a time limit, and an error that says what failed.
 
+use crate::cleanup;
 use anyhow::{Context, Result, anyhow, bail};
 use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
+
+/// How long a program may still run when this process was told to stop.
+const PATIENCE: Duration = Duration::from_secs(8);
 
 /// What a program left: how it ended and what it wrote.
 #[derive(Clone, Debug)]
@@ -24,6 +28,7 @@ pub struct Finished {
 /// When it cannot start or is still running after `limit` (it is killed then). An exit code other than zero
 /// is no error here.
 pub fn run(command: &mut Command, limit: Duration) -> Result<Finished> {
+    let _making = cleanup::making();
     let line = shown(command);
     let mut child = command
         .stdin(Stdio::null())
@@ -34,10 +39,16 @@ pub fn run(command: &mut Command, limit: Duration) -> Result<Finished> {
         .with_context(|| format!("\"{line}\" could not be started"))?;
     let out = reader(child.stdout.take());
     let err = reader(child.stderr.take());
-    let end = Instant::now() + limit;
+    let started = Instant::now();
+    let end = started + limit;
     let status = loop {
         if let Some(status) = child.try_wait()? {
             break status;
+        }
+        if cleanup::ending() && started.elapsed() > PATIENCE {
+            let _ = child.kill();
+            let _ = child.wait();
+            bail!("\"{line}\" was ended, because this run was told to stop");
         }
         if Instant::now() >= end {
             let _ = child.kill();

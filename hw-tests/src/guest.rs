@@ -53,6 +53,7 @@ impl Guest {
         accel: &Accel,
         shape: &Shape,
     ) -> Result<Guest> {
+        let _making = cleanup::making();
         let dir = run.subdir("guests")?;
         if let Some((user, group)) = libvirt::qemu_account() {
             nix::unistd::chown(&dir, Some(user.into()), Some(group.into()))

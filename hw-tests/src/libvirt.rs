@@ -7,7 +7,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The connection that everything here and the `ferrovia` command use.
 pub const URI: &str = "qemu:///system";
@@ -32,19 +32,21 @@ pub struct Libvirt {
 impl Libvirt {
     /// Connects, and starts the daemons where nothing answers.
     pub fn connect(run: &Run) -> Result<Libvirt> {
+        // Registered first and so dropped last: leaving takes the lock, too.
+        let name = run.name().to_owned();
+        let undo = cleanup::on_exit(move || leave(&name));
+        let _making = cleanup::making();
         let _lock = lock()?;
         fs::create_dir_all(Path::new(STATE).join("users"))?;
         fs::write(
             Path::new(STATE).join("users").join(run.name()),
             process::identity(std::process::id()),
         )?;
-        let name = run.name().to_owned();
-        let undo = cleanup::on_exit(move || leave(&name));
         if version().is_err() {
             start_by_hand(run)
                 .context("libvirt does not answer, and its daemons could not be started either")?;
         }
-        let by_hand = Path::new(STATE).join("libvirtd").exists();
+        let by_hand = started_by_hand();
         Ok(Libvirt {
             version: version()?,
             by_hand,
@@ -120,6 +122,18 @@ fn take_kvm_back() {
 fn start_by_hand(run: &Run) -> Result<()> {
     share_kvm().context("/dev/kvm could not be given to the group kvm")?;
     for daemon in ["virtlogd", "libvirtd"] {
+        let note = Path::new(STATE).join(daemon);
+        let socket = format!(
+            "/run/libvirt/{}",
+            if daemon == "virtlogd" {
+                "virtlogd-sock"
+            } else {
+                "libvirt-sock"
+            }
+        );
+        if std::os::unix::net::UnixStream::connect(&socket).is_ok() {
+            continue;
+        }
         let program = ["/usr/sbin", "/sbin", "/usr/bin"]
             .iter()
             .map(|dir| Path::new(dir).join(daemon))
@@ -154,10 +168,16 @@ fn start_by_hand(run: &Run) -> Result<()> {
             Duration::from_secs(10),
             || Ok(fs::read_to_string(&pid_file)?.trim().parse()?),
         )?;
-        fs::write(Path::new(STATE).join(daemon), process::identity(pid))?;
+        fs::write(note, process::identity(pid))?;
     }
     command::wait_for("libvirt answering", Duration::from_secs(30), version)?;
     Ok(())
+}
+
+fn started_by_hand() -> bool {
+    ["libvirtd", "virtlogd"]
+        .iter()
+        .any(|daemon| Path::new(STATE).join(daemon).exists())
 }
 
 /// The run does not use libvirt any more; the last one ends what was started by hand.
@@ -168,8 +188,7 @@ pub fn leave(run: &str) {
     let others = fs::read_dir(&users)
         .map(|list| list.flatten().any(|user| is_used_by(&user.path())))
         .unwrap_or(false);
-    let by_hand = Path::new(STATE).join("libvirtd").exists();
-    if others || !by_hand {
+    if others || !started_by_hand() {
         return;
     }
     // Somebody else may have come to like our daemon.
@@ -215,10 +234,19 @@ pub fn remove_domains(prefix: &str) {
     }
 }
 
-/// Ends and forgets one domain, and removes its log.
+/// Ends and forgets one domain, and removes its log. A start that is still under way in the daemon makes it
+/// come up again after it was ended, so libvirt is asked until it does not know the domain any more.
 pub fn remove_domain(name: &str) {
-    let _ = virsh(&["destroy", name]);
-    let _ = virsh(&["undefine", name]);
+    let known = || {
+        virsh(&["list", "--all", "--name"])
+            .is_ok_and(|list| list.lines().any(|line| line.trim() == name))
+    };
+    let until = Instant::now() + Duration::from_secs(30);
+    while known() && Instant::now() < until {
+        let _ = virsh(&["destroy", name]);
+        let _ = virsh(&["undefine", name]);
+        std::thread::sleep(Duration::from_millis(50));
+    }
     let _ = fs::remove_file(format!("/var/log/libvirt/qemu/{name}.log"));
 }
 

@@ -20,6 +20,7 @@ pub struct Netns {
 impl Netns {
     /// Makes `<run>-<name>`, with its loopback up.
     pub fn new(run: &Run, name: &str) -> Result<Netns> {
+        let _making = cleanup::making();
         let name = run.named(name);
         command::words(&["ip", "netns", "add", &name])
             .with_context(|| format!("The network namespace \"{name}\" could not be made"))?;

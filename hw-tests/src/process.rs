@@ -25,6 +25,7 @@ pub struct Daemon {
 impl Daemon {
     /// Starts `command`; its output is appended to `<run>/logs/<name>.log`.
     pub fn start(run: &Run, name: &str, command: &mut Command) -> Result<Daemon> {
+        let _making = cleanup::making();
         let log = run.subdir("logs")?.join(format!("{name}.log"));
         let file = File::options().create(true).append(true).open(&log)?;
         let child = command

@@ -37,6 +37,7 @@ impl Run {
             );
         }
         sweep();
+        let _making = cleanup::making();
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |d| d.subsec_nanos());

@@ -81,6 +81,8 @@ impl Story {
     pub fn check<T>(&self, name: &str, work: impl FnOnce() -> Result<(T, String)>) -> Option<T> {
         let start = Instant::now();
         let result = work();
+        // When the run is told to stop, what fails because of that is not told.
+        drop(crate::cleanup::making());
         let took = start.elapsed();
         let (value, detail, failed) = match result {
             Ok((value, detail)) => (Some(value), detail, false),
@@ -128,6 +130,7 @@ impl Story {
 
     /// Prints the summary; the exit code is 0 only if every check held.
     pub fn end(&self) -> ExitCode {
+        drop(crate::cleanup::making());
         let rows = lock(&self.rows);
         let failed = rows.iter().filter(|row| row.failed).count();
         let good = failed == 0 && !rows.is_empty();
