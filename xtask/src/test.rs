@@ -25,7 +25,7 @@ pub struct Args {
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Step>,
     /// Seconds for each fuzz target
-    #[arg(long, default_value_t = 30)]
+    #[arg(long, default_value_t = 60)]
     fuzz_seconds: u32,
 }
 
