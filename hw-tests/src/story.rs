@@ -137,6 +137,11 @@ impl Story {
         match self.audience {
             Audience::Person => {
                 println!("\n{}", self.paint("1", "── Summary "));
+                let width = rows
+                    .iter()
+                    .map(|row| row.check.chars().count())
+                    .max()
+                    .unwrap_or(0);
                 let mut part = "";
                 for row in rows.iter() {
                     if row.part != part {
@@ -150,7 +155,7 @@ impl Story {
                     };
                     let detail = row.detail.lines().next().unwrap_or("");
                     println!(
-                        "    {word} {:<44} {:>6.1} s  {detail}",
+                        "    {word} {:<width$} {:>6.1} s  {detail}",
                         row.check,
                         row.took.as_secs_f32()
                     );
