@@ -175,6 +175,7 @@ fn log_to_stderr(json: bool) {
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .with_target(false);
     if json { log.json().init() } else { log.init() }
 }

@@ -31,13 +31,9 @@ pub async fn run(args: Args) -> Result<(), Failure> {
         Command::Token(command) => token::run(&global, command).await,
         Command::Login { token } => token::login(&global, &token).await,
         Command::Completion { shell } => {
-            clap_complete::generate(
-                shell,
-                &mut Args::command(),
-                "ferrovia",
-                &mut std::io::stdout(),
-            );
-            Ok(())
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Args::command(), "ferrovia", &mut script);
+            crate::output::print(String::from_utf8_lossy(&script).trim_end())
         }
     }
 }
