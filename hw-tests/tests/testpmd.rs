@@ -75,8 +75,9 @@ impl Alone {
             UnixStream::connect(&answers)?;
             if wait_for_sockets {
                 for socket in &sockets {
-                    std::fs::metadata(socket)
-                        .with_context(|| format!("\"{}\" is not there", socket.display()))?;
+                    // A killed agent's socket file is still there; only a connection tells it from a new one.
+                    UnixStream::connect(socket)
+                        .with_context(|| format!("\"{}\" is not served", socket.display()))?;
                 }
             }
             Ok(())
