@@ -8,13 +8,16 @@
 //! (firmware, sometimes) is simply absent.
 
 mod address;
+mod device;
 mod ethtool;
 mod inventory;
+pub mod kernel;
 mod netlink;
 mod pci_names;
 mod sysfs;
 
 pub use address::{ParsePciAddressError, PciAddress};
+pub use device::{Device, ParseDeviceError, VfId};
 pub use ethtool::DriverInfo;
 pub use inventory::{Error, Function, Interface, Inventory, Nic, NicId, Selector};
 pub use netlink::LinkState;
