@@ -2,10 +2,9 @@
 //! nobody else's.
 
 use super::Underlay;
-use super::problem::{Collector, suggestion};
-use super::reader::At;
 use super::resources::{FileNetwork, Resources};
 use crate::desired::{valid_name, vxlan_overhead};
+use checked_toml::{At, Collector, suggestion};
 use flow::MacAddr;
 use ipnet::IpNet;
 use std::collections::HashMap;

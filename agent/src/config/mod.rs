@@ -5,22 +5,15 @@
 //! such an account) is checked where it is used.
 
 mod check;
-mod problem;
-mod reader;
 mod resources;
 
-pub use problem::{Problem, Problems};
+pub use checked_toml::{LoadError as ConfigError, Problem, Problems};
 
 use crate::desired::{Desired, valid_name};
+use checked_toml::{At, Collector, Table};
 use ipnet::IpNet;
-use problem::Collector;
-use reader::{At, Table};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
-use toml::de::DeTable;
-
-/// The largest configuration file that is read, in bytes.
-pub const MAX_FILE: usize = 16 << 20;
 
 /// A whole, checked configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -134,75 +127,14 @@ pub struct Api {
     pub group: Option<String>,
 }
 
-/// The file cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// It cannot be read.
-    #[error("{path} cannot be read; create it, or give another file with --config")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-    /// It is far too large or not text.
-    #[error("{path} is not a configuration file: {why}")]
-    NotText {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        why: &'static str,
-    },
-    /// Something in it is wrong.
-    #[error(transparent)]
-    Problems(#[from] Problems),
-}
-
 /// Reads and checks a configuration file.
 pub fn load(path: &Path) -> Result<Config, ConfigError> {
-    let read = |source| ConfigError::Read {
-        path: path.to_owned(),
-        source,
-    };
-    let size = std::fs::metadata(path).map_err(read)?.len();
-    if size > MAX_FILE as u64 {
-        return Err(ConfigError::NotText {
-            path: path.to_owned(),
-            why: "it is over 16 MiB",
-        });
-    }
-    let bytes = std::fs::read(path).map_err(read)?;
-    let text = String::from_utf8(bytes).map_err(|_| ConfigError::NotText {
-        path: path.to_owned(),
-        why: "it is not UTF-8 text",
-    })?;
-    Ok(parse(&text, path)?)
+    Ok(parse(&checked_toml::load(path)?, path)?)
 }
 
 /// Checks the text of a configuration file. `file` is only for the messages.
 pub fn parse(text: &str, file: &Path) -> Result<Config, Problems> {
-    let mut out = Collector::new(text);
-    let (document, errors) = DeTable::parse_recoverable(text);
-    let well_formed = errors.is_empty();
-    for error in errors {
-        let mut message = error.message().replace('\n', ", ");
-        if let Some(first) = message.get(..1) {
-            message = format!("{}{}", first.to_uppercase(), &message[1..]);
-        }
-        out.add(
-            error.span().unwrap_or(0..0),
-            format!("{message}; this is not valid TOML"),
-        );
-    }
-    // What recovery made of malformed text is a guess; problems found in it would mislead.
-    let top = Table::new("", 0..0, document.get_ref());
-    let config = well_formed.then(|| read(top, &mut out));
-    out.finish(file)?;
-    config.ok_or_else(|| Problems {
-        file: file.to_owned(),
-        list: Vec::new(),
-    })
+    checked_toml::parse(text, file, read)
 }
 
 fn read(mut top: Table<'_, '_>, out: &mut Collector<'_>) -> Config {

@@ -1,8 +1,7 @@
 //! `[[network]]`, `[[port]]` and `[[peer]]`: what an agent that runs alone has.
 
-use super::problem::Collector;
-use super::reader::{At, Table};
 use crate::desired::{self, Desired, MAX_VNI, SocketMode};
+use checked_toml::{At, Collector, Table};
 use flow::MacAddr;
 use ipnet::IpNet;
 use std::net::IpAddr;

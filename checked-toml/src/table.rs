@@ -1,31 +1,35 @@
 //! Reads one TOML table key by key, with types and positions. Whatever is wrong is collected, so that
 //! one look at the file finds all; a value that could not be read is as if it were not there.
 
-use super::problem::{Collector, suggestion};
+use crate::problem::{Collector, suggestion};
 use std::ops::Range;
 use std::str::FromStr;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 /// A value and where it stands in the file.
-#[derive(Clone, Debug)]
-pub(super) struct At<T> {
-    pub(super) value: T,
-    pub(super) span: Range<usize>,
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct At<T> {
+    /// The value.
+    pub value: T,
+    /// Bytes of the file.
+    pub span: Range<usize>,
 }
 
 /// One table of the file. [`finish`](Table::finish) refuses the keys that nobody asked for.
-pub(super) struct Table<'t, 'i> {
+#[derive(Debug)]
+pub struct Table<'t, 'i> {
     /// As the file writes it, such as `[underlay]` or `[[port]]`; empty at the top.
-    pub(super) title: String,
+    pub title: String,
     /// Where the table begins.
-    pub(super) span: Range<usize>,
+    pub span: Range<usize>,
     table: &'t DeTable<'i>,
     known: Vec<&'static str>,
 }
 
 impl<'t, 'i> Table<'t, 'i> {
-    pub(super) fn new(title: &str, span: Range<usize>, table: &'t DeTable<'i>) -> Self {
+    /// A table called `title`.
+    pub fn new(title: &str, span: Range<usize>, table: &'t DeTable<'i>) -> Self {
         Table {
             title: title.to_owned(),
             span,
@@ -40,7 +44,7 @@ impl<'t, 'i> Table<'t, 'i> {
     }
 
     /// Whether the key is there, of whatever type.
-    pub(super) fn contains(&self, key: &str) -> bool {
+    pub fn contains(&self, key: &str) -> bool {
         self.table.contains_key(key)
     }
 
@@ -52,11 +56,8 @@ impl<'t, 'i> Table<'t, 'i> {
         }
     }
 
-    pub(super) fn string(
-        &mut self,
-        key: &'static str,
-        out: &mut Collector<'_>,
-    ) -> Option<At<String>> {
+    /// A string.
+    pub fn string(&mut self, key: &'static str, out: &mut Collector<'_>) -> Option<At<String>> {
         let item = self.get(key)?;
         match item.get_ref().as_str() {
             Some(text) => Some(At {
@@ -74,7 +75,7 @@ impl<'t, 'i> Table<'t, 'i> {
     }
 
     /// A string that must be there.
-    pub(super) fn required(
+    pub fn required(
         &mut self,
         key: &'static str,
         example: &str,
@@ -95,7 +96,7 @@ impl<'t, 'i> Table<'t, 'i> {
     }
 
     /// A string that is parsed further; the parser's error says what is wrong.
-    pub(super) fn parsed<T: FromStr>(
+    pub fn parsed<T: FromStr>(
         &mut self,
         key: &'static str,
         what: &str,
@@ -105,7 +106,8 @@ impl<'t, 'i> Table<'t, 'i> {
         parse(text, what, out)
     }
 
-    pub(super) fn parsed_list<T: FromStr>(
+    /// A list of strings that are parsed further; empty when the key is not there.
+    pub fn parsed_list<T: FromStr>(
         &mut self,
         key: &'static str,
         what: &str,
@@ -140,11 +142,8 @@ impl<'t, 'i> Table<'t, 'i> {
         list
     }
 
-    pub(super) fn boolean(
-        &mut self,
-        key: &'static str,
-        out: &mut Collector<'_>,
-    ) -> Option<At<bool>> {
+    /// `true` or `false`.
+    pub fn boolean(&mut self, key: &'static str, out: &mut Collector<'_>) -> Option<At<bool>> {
         let item = self.get(key)?;
         let value = item.get_ref().as_bool();
         if value.is_none() {
@@ -160,7 +159,7 @@ impl<'t, 'i> Table<'t, 'i> {
     }
 
     /// A whole number within `range`.
-    pub(super) fn number(
+    pub fn number(
         &mut self,
         key: &'static str,
         range: std::ops::RangeInclusive<u64>,
@@ -171,7 +170,8 @@ impl<'t, 'i> Table<'t, 'i> {
         number(item, &name, &range, out)
     }
 
-    pub(super) fn number_list(
+    /// A list of whole numbers within `range`.
+    pub fn number_list(
         &mut self,
         key: &'static str,
         range: std::ops::RangeInclusive<u64>,
@@ -194,11 +194,8 @@ impl<'t, 'i> Table<'t, 'i> {
         })
     }
 
-    pub(super) fn table(
-        &mut self,
-        key: &'static str,
-        out: &mut Collector<'_>,
-    ) -> Option<Table<'t, 'i>> {
+    /// A table below this one.
+    pub fn table(&mut self, key: &'static str, out: &mut Collector<'_>) -> Option<Table<'t, 'i>> {
         let item = self.get(key)?;
         match item.get_ref().as_table() {
             Some(table) => Some(Table::new(&format!("[{key}]"), item.span(), table)),
@@ -213,11 +210,7 @@ impl<'t, 'i> Table<'t, 'i> {
     }
 
     /// `[[key]]` tables, or a list of inline tables.
-    pub(super) fn tables(
-        &mut self,
-        key: &'static str,
-        out: &mut Collector<'_>,
-    ) -> Vec<Table<'t, 'i>> {
+    pub fn tables(&mut self, key: &'static str, out: &mut Collector<'_>) -> Vec<Table<'t, 'i>> {
         let title = if self.title.is_empty() {
             format!("[[{key}]]")
         } else {
@@ -252,7 +245,7 @@ impl<'t, 'i> Table<'t, 'i> {
     }
 
     /// Refuses every key that was not asked for.
-    pub(super) fn finish(self, out: &mut Collector<'_>) {
+    pub fn finish(self, out: &mut Collector<'_>) {
         for (key, _) in self.table.iter() {
             let word: &str = key.get_ref();
             if self.known.contains(&word) {

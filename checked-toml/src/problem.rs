@@ -40,25 +40,31 @@ impl fmt::Display for Problems {
 impl std::error::Error for Problems {}
 
 /// Collects problems by byte offset while a file is read.
-pub(super) struct Collector<'a> {
+#[derive(Debug)]
+pub struct Collector<'a> {
     text: &'a str,
     found: Vec<(usize, String)>,
 }
 
 impl<'a> Collector<'a> {
-    pub(super) fn new(text: &'a str) -> Self {
+    /// Nothing found yet in `text`.
+    pub fn new(text: &'a str) -> Self {
         Collector {
             text,
             found: Vec::new(),
         }
     }
 
-    pub(super) fn add(&mut self, span: Range<usize>, text: impl Into<String>) {
+    /// Adds what is wrong at `span`, in bytes of the text.
+    pub fn add(&mut self, span: Range<usize>, text: impl Into<String>) {
         self.found.push((span.start, text.into()));
     }
 
-    /// Nothing where nothing was wrong.
-    pub(super) fn finish(mut self, file: &Path) -> Result<(), Problems> {
+    /// All that was found; `file` is only for the messages.
+    ///
+    /// # Errors
+    /// When anything was found.
+    pub fn finish(mut self, file: &Path) -> Result<(), Problems> {
         if self.found.is_empty() {
             return Ok(());
         }
@@ -93,7 +99,7 @@ fn place(text: &str, offset: usize) -> (usize, usize) {
 }
 
 /// The known word that `word` was probably meant to be.
-pub(super) fn suggestion<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
+pub fn suggestion<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
     known
         .iter()
         .map(|k| (distance(word, k), *k))
