@@ -4,6 +4,8 @@
 //! Every operation is one thing the kernel does. What must be done in which order, what is retried and
 //! what is written down first is the manager's business, not this module's.
 
+#[cfg(any(test, feature = "fake"))]
+pub mod fake;
 mod state;
 
 pub use state::{
@@ -20,6 +22,10 @@ use std::time::Duration;
 /// [`KernelError::Wedged`], at once also for every later write to that PF until
 /// [`Kernel::wedged`] says otherwise; reads of other PFs go on.
 pub trait Kernel: Send + Sync {
+    /// What names this boot (`/proc/sys/kernel/random/boot_id`): VFs, IOMMU group numbers and driver
+    /// overrides of another boot are gone.
+    fn boot_id(&self) -> Result<String, KernelError>;
+
     /// Every device that can have VFs, in order.
     fn pfs(&self) -> Result<Vec<Device>, KernelError>;
 
