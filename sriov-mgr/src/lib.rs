@@ -8,17 +8,30 @@
 //! (firmware, sometimes) is simply absent.
 
 mod address;
+mod allocation;
 mod device;
 mod ethtool;
+mod health;
 mod inventory;
+mod journal;
 pub mod kernel;
+pub mod manager;
 mod netlink;
 mod pci_names;
+mod plan;
+pub mod policy;
+mod recipe;
 mod sysfs;
 
 pub use address::{ParsePciAddressError, PciAddress};
+pub use allocation::{Allocation, Identity, Phase, Released, Request, Settings, VfChoice};
 pub use device::{Device, ParseDeviceError, VfId};
 pub use ethtool::DriverInfo;
+pub use health::Event;
 pub use inventory::{Error, Function, Interface, Inventory, Nic, NicId, Selector};
+pub use journal::JournalError;
+pub use manager::{Manager, Options};
 pub use netlink::LinkState;
 pub use pci_names::PciNames;
+pub use plan::{Disturbed, Plan, PlannedStep, Refusal, SecondOwner};
+pub use recipe::Step;
