@@ -22,6 +22,7 @@ mod plan;
 pub mod policy;
 mod recipe;
 mod sysfs;
+pub mod vfio;
 
 pub use address::{ParsePciAddressError, PciAddress};
 pub use allocation::{Allocation, Identity, Phase, Released, Request, Settings, VfChoice};
