@@ -24,6 +24,15 @@ impl Accel {
         }
     }
 
+    /// Runs a QEMU that uses KVM, whose guest says `word` on standard output; where that does not happen
+    /// within `limit`, says why.
+    pub fn by_trying(qemu: &mut Command, word: &str, limit: Duration) -> Accel {
+        match try_with(qemu, word, limit) {
+            Ok(()) => Accel::Kvm,
+            Err(why) => Accel::Software(why),
+        }
+    }
+
     /// The domain type that libvirt calls it.
     pub fn domain_type(&self) -> &'static str {
         match self {
@@ -43,16 +52,6 @@ impl fmt::Display for Accel {
 }
 
 fn try_kvm(image: &Image) -> Result<(), String> {
-    if !Path::new("/dev/kvm").exists() {
-        return Err("there is no /dev/kvm".into());
-    }
-    if let Err(e) = std::fs::File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/kvm")
-    {
-        return Err(format!("/dev/kvm cannot be opened: {e}"));
-    }
     let mut qemu = Command::new("qemu-system-x86_64");
     qemu.args([
         "-nodefaults",
@@ -69,9 +68,28 @@ fn try_kvm(image: &Image) -> Result<(), String> {
     .arg("-initrd")
     .arg(&image.initrd)
     .args(["-append", "console=ttyS0 quiet panic=-1 fv.probe"]);
+    try_with(
+        qemu.stdin(Stdio::null()),
+        PROBE_WORD,
+        Duration::from_secs(12),
+    )
+}
+
+/// Runs a QEMU with KVM whose guest writes `word` to standard output.
+fn try_with(qemu: &mut Command, word: &str, limit: Duration) -> Result<(), String> {
+    if !Path::new("/dev/kvm").exists() {
+        return Err("there is no /dev/kvm".into());
+    }
+    if let Err(e) = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+    {
+        return Err(format!("/dev/kvm cannot be opened: {e}"));
+    }
     let started = Instant::now();
-    match crate::command::run(qemu.stdin(Stdio::null()), Duration::from_secs(12)) {
-        Ok(done) if done.stdout.contains(PROBE_WORD) => Ok(()),
+    match crate::command::run(qemu, limit) {
+        Ok(done) if done.stdout.contains(word) => Ok(()),
         Ok(done) => {
             let said = done
                 .stderr

@@ -111,12 +111,25 @@ impl Image {
     }
 }
 
-/// The folder that `cargo xtask deps` unpacked the kernel's package into.
-fn cached_kernel() -> Result<PathBuf> {
-    let cache = std::env::var_os("FERROVIA_LAB_CACHE").map_or_else(
+/// Where `cargo xtask deps` keeps what it downloads.
+pub(crate) fn cache() -> PathBuf {
+    std::env::var_os("FERROVIA_LAB_CACHE").map_or_else(
         || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/lab-cache"),
         PathBuf::from,
-    );
+    )
+}
+
+/// The statically linked busybox of this machine.
+pub(crate) fn busybox() -> Result<Vec<u8>> {
+    ["/bin/busybox", "/usr/bin/busybox"]
+        .iter()
+        .find_map(|path| fs::read(path).ok())
+        .context("There is no busybox; `cargo xtask deps` installs busybox-static")
+}
+
+/// The folder that `cargo xtask deps` unpacked the kernel's package into.
+fn cached_kernel() -> Result<PathBuf> {
+    let cache = cache();
     let kernel = cache.join("kernel");
     if !kernel.join("boot").is_dir() {
         bail!(
@@ -147,10 +160,7 @@ fn release_of(unpacked: &Path) -> Result<String> {
 }
 
 fn file_system(modules: &Path) -> Result<Vec<u8>> {
-    let busybox = ["/bin/busybox", "/usr/bin/busybox"]
-        .iter()
-        .find_map(|path| fs::read(path).ok())
-        .context("There is no busybox; `cargo xtask deps` installs busybox-static")?;
+    let busybox = busybox()?;
     let mut archive = Archive::default();
     for folder in [
         "bin", "dev", "etc", "modules", "proc", "root", "sys", "tmp", "var", "var/run",
@@ -188,7 +198,9 @@ fn load_order(modules: &Path) -> Result<Vec<String>> {
     Ok(resolve(&text, &MODULES))
 }
 
-fn resolve(dep: &str, wanted: &[&str]) -> Vec<String> {
+/// The paths, relative to the folder of `modules.dep` (whose text is `dep`), of the wanted modules and of all that
+/// they need, each after what it needs.
+pub(crate) fn resolve(dep: &str, wanted: &[&str]) -> Vec<String> {
     fn stem(path: &str) -> &str {
         let file = path.rsplit('/').next().unwrap_or(path);
         file.split('.').next().unwrap_or(file)

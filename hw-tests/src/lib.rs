@@ -16,6 +16,7 @@ pub mod guest;
 pub mod image;
 pub mod interruption;
 pub mod libvirt;
+pub mod machine;
 pub mod netns;
 pub mod parts;
 pub mod process;
