@@ -6,7 +6,7 @@
 
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
 use crate::sigbus::Guarded;
 
@@ -16,6 +16,8 @@ use crate::sigbus::Guarded;
 pub(crate) struct Area {
     ptr: NonNull<u8>,
     len: usize,
+    /// The guest's address of its first byte.
+    guest: u64,
     /// Keeps the bytes mapped.
     _mapping: Arc<Guarded>,
 }
@@ -31,12 +33,23 @@ impl Area {
     ///
     /// # Safety
     /// They must lie in `mapping`.
-    pub(crate) unsafe fn new(ptr: NonNull<u8>, len: usize, mapping: Arc<Guarded>) -> Area {
+    pub(crate) unsafe fn new(
+        ptr: NonNull<u8>,
+        len: usize,
+        guest: u64,
+        mapping: Arc<Guarded>,
+    ) -> Area {
         Area {
             ptr,
             len,
+            guest,
             _mapping: mapping,
         }
+    }
+
+    /// The guest's address of the byte at `offset`.
+    pub(crate) fn guest(&self, offset: usize) -> u64 {
+        self.guest + offset as u64
     }
 
     /// The 16-bit place at `offset`, for atomic access.
@@ -78,6 +91,41 @@ impl Area {
             Some(end) if end <= self.len => unsafe { read16_volatile(self.ptr.add(offset)) },
             _ => [0; 2],
         }
+    }
+
+    /// Reads the 16 bytes at `offset`, which must be 8-aligned, as two little-endian numbers: the
+    /// second one first, and the first one not before it.
+    #[inline]
+    pub(crate) fn read16_back(&self, offset: usize) -> [u64; 2] {
+        let second = self.place64(offset.wrapping_add(8));
+        let second = second.map_or(0, |p| u64::from_le(p.load(Ordering::Acquire)));
+        let first = self.place64(offset);
+        let first = first.map_or(0, |p| u64::from_le(p.load(Ordering::Relaxed)));
+        [first, second]
+    }
+
+    /// Writes a little-endian 64-bit value at `offset`, which must be 8-aligned.
+    #[inline]
+    pub(crate) fn store64(&self, offset: usize, value: u64, order: Ordering) {
+        if let Some(p) = self.place64(offset) {
+            p.store(value.to_le(), order);
+        }
+    }
+
+    /// The 64-bit place at `offset`, for atomic access.
+    #[inline]
+    fn place64(&self, offset: usize) -> Option<&AtomicU64> {
+        if offset.checked_add(8)? > self.len {
+            return None;
+        }
+        // SAFETY: in bounds as just checked.
+        let ptr = unsafe { self.ptr.add(offset) }.cast::<u64>();
+        if !ptr.is_aligned() {
+            return None;
+        }
+        // SAFETY: aligned, mapped as long as `self` is, and only ever accessed atomically or with
+        // volatile copies by this process.
+        Some(unsafe { AtomicU64::from_ptr(ptr.as_ptr()) })
     }
 
     /// Writes two 32-bit values, little-endian, at `offset`, which must be 4-aligned.
@@ -135,6 +183,9 @@ fn settle(copy: &mut [u8]) {
     std::hint::black_box(copy);
 }
 
+/// How far a prefetch reaches: the virtio-net header, and a short packet's payload behind it.
+const PREFETCH: usize = 64;
+
 /// A piece of packet data in guest memory, in bounds of one region. Valid while the
 /// guest memory it came from lives: its users hold the gate, and the ring inside holds the
 /// memory.
@@ -169,14 +220,42 @@ impl Segment {
         self.len as usize
     }
 
-    /// Asks the processor to fetch the first line.
+    /// Its first byte, as an address of this process.
+    #[inline]
+    pub(crate) fn host(&self) -> usize {
+        self.ptr.as_ptr().addr()
+    }
+
+    /// Asks the processor to fetch the lines of the first [`PREFETCH`] bytes, to be read.
     #[inline]
     pub(crate) fn prefetch(&self) {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: a prefetch is a hint; it does not access memory as far as the program can see.
         unsafe {
             use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            _mm_prefetch::<_MM_HINT_T0>(self.ptr.as_ptr() as *const i8);
+            let first = self.ptr.as_ptr() as *const i8;
+            _mm_prefetch::<_MM_HINT_T0>(first);
+            let last = self.len().saturating_sub(1).min(PREFETCH);
+            _mm_prefetch::<_MM_HINT_T0>(first.wrapping_add(last));
+        }
+    }
+
+    /// Asks the processor to fetch the lines of the first [`PREFETCH`] bytes, to be written.
+    #[inline]
+    pub(crate) fn prefetch_write(&self) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a prefetch is a hint; it does not access memory as far as the program can see.
+        // Processors that do not know this one do nothing.
+        unsafe {
+            let first = self.ptr.as_ptr();
+            let last = first.wrapping_add(self.len().saturating_sub(1).min(PREFETCH));
+            std::arch::asm!(
+                "prefetchw byte ptr [{0}]",
+                "prefetchw byte ptr [{1}]",
+                in(reg) first,
+                in(reg) last,
+                options(nostack, preserves_flags, readonly)
+            );
         }
     }
 
@@ -191,6 +270,19 @@ impl Segment {
         }
         // SAFETY: in bounds as just checked, mapped as the caller promises.
         Some(unsafe { read16_volatile(self.ptr.add(offset)) })
+    }
+
+    /// Reads the first `N` bytes once; zeros when there are fewer.
+    ///
+    /// # Safety
+    /// As for [`Segment::copy_out`].
+    #[inline]
+    pub(crate) unsafe fn read_front<const N: usize>(&self) -> [u8; N] {
+        if N > self.len() {
+            return [0; N];
+        }
+        // SAFETY: in bounds as just checked, mapped as the caller promises.
+        unsafe { self.ptr.cast::<[u8; N]>().read_volatile() }
     }
 
     /// Copies bytes from `offset` on into `dst`; as many as both have. Returns how many.
@@ -222,6 +314,31 @@ impl Segment {
             // SAFETY: `offset + n <= len`, mapped as the caller promises; `src` is private memory.
             unsafe {
                 std::ptr::copy_nonoverlapping(src.as_ptr(), self.ptr.as_ptr().add(offset), n);
+            }
+        }
+        n
+    }
+
+    /// Copies `len` bytes from `offset` on to the bytes of `to` from `at` on; as many as both have.
+    /// The two may be the same memory (a guest that sends to itself). Returns how many.
+    ///
+    /// # Safety
+    /// As for [`Segment::copy_out`], for both.
+    #[inline]
+    pub(crate) unsafe fn copy_across(
+        &self,
+        offset: usize,
+        to: &Segment,
+        at: usize,
+        len: usize,
+    ) -> usize {
+        let n = self.len().saturating_sub(offset);
+        let n = n.min(to.len().saturating_sub(at)).min(len);
+        if n > 0 {
+            // SAFETY: in bounds of both, mapped as the caller promises. Guests that write meanwhile
+            // garble this packet only.
+            unsafe {
+                std::ptr::copy(self.ptr.as_ptr().add(offset), to.ptr.as_ptr().add(at), n);
             }
         }
         n

@@ -11,9 +11,9 @@ use std::time::Duration;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::device::Device;
+use crate::ring::MAX_SIZE;
 use crate::server::Server;
 use crate::socket::{Listener, check_length};
-use crate::split::MAX_SIZE;
 use crate::wire::Wake;
 use crate::{Counters, Error, GuestRx, GuestTx, Offer};
 

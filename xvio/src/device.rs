@@ -18,11 +18,12 @@ use std::time::Duration;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::features::{
-    F_EVENT_IDX, F_GUEST_CSUM, F_INDIRECT_DESC, F_PROTOCOL_FEATURES, header_len,
+    F_EVENT_IDX, F_GUEST_CSUM, F_IN_ORDER, F_INDIRECT_DESC, F_PROTOCOL_FEATURES, F_RING_PACKED,
+    header_len,
 };
 use crate::memory::GuestMemory;
 use crate::queue::{Notifier, Queue, Running, Slot};
-use crate::split::{SplitConfig, SplitRing};
+use crate::ring::{Direction, Ring as Vring, RingConfig};
 
 /// What the frontend has said about the kick descriptor of a ring.
 #[derive(Debug, Default)]
@@ -185,7 +186,7 @@ impl Ring {
         let mut closed = queue.gate.close(|| wait(&mut waited));
         let was_enabled = self.setup.enabled;
         if let Some(old) = closed.with(|slot| slot.running.take()) {
-            self.setup.base = u32::from(old.ring.base());
+            self.setup.base = old.ring.base();
             self.broken |= old.broken;
         }
         f(&mut self.setup);
@@ -235,24 +236,32 @@ impl Ring {
         if !enabled || self.broken || memory.len() == 0 {
             return Ok(None);
         }
-        let base = u16::try_from(setup.base)
-            .map_err(|_| format!("Ring base {} does not fit a split ring", setup.base))?;
-        let config = SplitConfig {
+        let has = |feature: u64| features & feature != 0;
+        let config = RingConfig {
             size,
             desc: at.desc,
             avail: at.avail,
             used: at.used,
-            base,
-            event_idx: features & F_EVENT_IDX != 0,
-            indirect: features & F_INDIRECT_DESC != 0,
+            base: setup.base,
+            event_idx: has(F_EVENT_IDX),
+            indirect: has(F_INDIRECT_DESC),
+            in_order: has(F_IN_ORDER),
+            packed: has(F_RING_PACKED),
+            direction: match self.to_guest {
+                true => Direction::Write,
+                false => Direction::Read,
+            },
         };
-        let mut ring = SplitRing::new(Arc::clone(memory), &config).map_err(|e| e.to_string())?;
+        let mut ring = Vring::new(Arc::clone(memory), &config).map_err(|e| e.to_string())?;
         if self.to_guest {
             // Nobody waits for receive buffers: a packet without one is dropped.
             ring.disarm();
         }
         Ok(Some(Running {
             ring,
+            ahead: self.to_guest.then(Box::default),
+            inflight: None,
+            dirty: None,
             features,
             header: header_len(features),
             call: setup.call.clone(),

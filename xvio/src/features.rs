@@ -12,6 +12,8 @@ pub(crate) const F_VERSION_1: u64 = 1 << virtio_config::VIRTIO_F_VERSION_1;
 pub(crate) const F_MRG_RXBUF: u64 = 1 << virtio_net::VIRTIO_NET_F_MRG_RXBUF;
 pub(crate) const F_INDIRECT_DESC: u64 = 1 << virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
 pub(crate) const F_EVENT_IDX: u64 = 1 << virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+pub(crate) const F_RING_PACKED: u64 = 1 << virtio_config::VIRTIO_F_RING_PACKED;
+pub(crate) const F_IN_ORDER: u64 = 1 << virtio_config::VIRTIO_F_IN_ORDER;
 pub(crate) const F_MQ: u64 = 1 << virtio_net::VIRTIO_NET_F_MQ;
 pub(crate) const F_CSUM: u64 = 1 << virtio_net::VIRTIO_NET_F_CSUM;
 pub(crate) const F_GUEST_CSUM: u64 = 1 << virtio_net::VIRTIO_NET_F_GUEST_CSUM;
@@ -29,6 +31,10 @@ pub struct Offer {
     pub indirect: bool,
     /// `VIRTIO_F_EVENT_IDX`: notifications at an index instead of on or off.
     pub event_idx: bool,
+    /// `VIRTIO_F_RING_PACKED`: rings of the packed layout.
+    pub packed: bool,
+    /// `VIRTIO_F_IN_ORDER`: buffers are given back in the order in which they came.
+    pub in_order: bool,
     /// `VIRTIO_NET_F_CSUM`: the guest may leave checksums to us.
     pub csum: bool,
     /// `VIRTIO_NET_F_GUEST_CSUM`: the guest takes packets whose checksum is not filled in.
@@ -43,6 +49,9 @@ impl Default for Offer {
             mergeable: true,
             indirect: true,
             event_idx: true,
+            // Until DPDK's and QEMU's drivers were tested on them.
+            packed: false,
+            in_order: false,
             csum: true,
             guest_csum: true,
             multiqueue: true,
@@ -58,6 +67,8 @@ impl Offer {
             (self.mergeable, F_MRG_RXBUF),
             (self.indirect, F_INDIRECT_DESC),
             (self.event_idx, F_EVENT_IDX),
+            (self.packed, F_RING_PACKED),
+            (self.in_order, F_IN_ORDER),
             (self.csum, F_CSUM),
             (self.guest_csum, F_GUEST_CSUM),
             (self.multiqueue, F_MQ),

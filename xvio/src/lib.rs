@@ -8,7 +8,7 @@
 //!   frontend (QEMU, DPDK virtio-user)              worker (one per queue pair)
 //!        │ vhost-user messages                        │ GuestTx::poll / complete
 //!        ▼                                            │ GuestRx::send / flush
-//!   socket ─▶ wire ─▶ messages ──── gate ────────▶ ring (split) ─▶ guest memory
+//!   socket ─▶ wire ─▶ messages ──── gate ──────────▶ ring ──────▶ guest memory
 //!            framing   what they      closed while      chains,      mapped once,
 //!            and fds   mean           rings change      used ring    bounds kept
 //! ```
@@ -27,7 +27,9 @@
 //! | `sigbus.rs` | guest memory that is taken away while it is mapped |
 //! | `queue.rs` | one vring as worker and message thread share it |
 //! | `doorbell.rs` | ringing the guest's eventfds without ever waiting for them |
-//! | `split.rs` | the split ring |
+//! | `ring.rs` | a ring of either layout: chains in bulk, used entries in bulk |
+//! | `split.rs`, `packed.rs` | the two layouts |
+//! | `hooks.rs` | what a ring tells in-flight tracking and dirty logging |
 //! | `net_header.rs` | the virtio-net header |
 //! | `tx.rs`, `rx.rs` | the burst interface: guest to us, us to guest |
 //! | `features.rs` | the feature bits and what is offered |
@@ -47,7 +49,7 @@
 //! before parking, and before dropping the [`Backend`] on the same thread (it would wait in vain).
 //!
 //! ## Limits of this version
-//! Split rings only; no segmentation, dirty logging (so QEMU refuses to migrate), or in-flight
+//! No segmentation, dirty logging (so QEMU refuses to migrate), or in-flight
 //! buffer. The first guest that connects makes this crate the process's handler of SIGBUS; what is
 //! not a guest's goes on to the handler before, so whoever wants its own installs it earlier.
 
@@ -59,10 +61,13 @@ mod doorbell;
 mod error;
 mod features;
 pub mod gate;
+mod hooks;
 mod memory;
 mod messages;
 mod net_header;
+mod packed;
 mod queue;
+mod ring;
 mod rx;
 mod server;
 mod sigbus;

@@ -262,28 +262,80 @@ impl GuestMemory {
         // SAFETY: `offset + len <= info.size`, the bytes after `host` that are mapped.
         Some(unsafe {
             let ptr = region.host.add(offset as usize);
-            Area::new(ptr, len, Arc::clone(&region.mapping))
+            let guest = region.info.guest + offset;
+            Area::new(ptr, len, guest, Arc::clone(&region.mapping))
         })
+    }
+
+    /// The region that a guest address is in.
+    fn region_of(&self, guest: u64) -> Option<&Region> {
+        let after = self.regions.partition_point(|r| r.info.guest <= guest);
+        let region = self.regions.get(after.checked_sub(1)?)?;
+        (guest - region.info.guest < region.info.size).then_some(region)
+    }
+
+    /// The guest's address of a segment's first byte (for dirty logging; not fast).
+    pub(crate) fn guest_of(&self, segment: &Segment) -> Option<u64> {
+        let inside = |r: &&Region| {
+            let offset = segment.host().checked_sub(r.host.as_ptr().addr());
+            offset.is_some_and(|offset| (offset as u64) < r.info.size)
+        };
+        let region = self.regions.iter().find(inside)?;
+        let offset = segment.host() - region.host.as_ptr().addr();
+        Some(region.info.guest + offset as u64)
+    }
+}
+
+/// From guest addresses to segments. The region of the last one is at hand: nearly always the next
+/// one is in it too, and then this is a subtraction and a comparison.
+#[derive(Debug)]
+pub(crate) struct Translator {
+    memory: Arc<GuestMemory>,
+    /// The region at hand; empty at first.
+    start: u64,
+    size: u64,
+    host: NonNull<u8>,
+}
+
+// SAFETY: `host` leads into a mapping of `memory`, which is owned along with it; see there.
+unsafe impl Send for Translator {}
+// SAFETY: as above.
+unsafe impl Sync for Translator {}
+
+impl Translator {
+    pub(crate) fn new(memory: Arc<GuestMemory>) -> Self {
+        Translator {
+            memory,
+            start: 0,
+            size: 0,
+            host: NonNull::dangling(),
+        }
+    }
+
+    /// The memory it translates for.
+    pub(crate) fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    /// All `len` bytes at guest address `guest`, in one region; `None` when they are not.
+    #[inline]
+    pub(crate) fn whole(&mut self, guest: u64, len: u32) -> Option<Segment> {
+        self.segment(guest, len).filter(|s| s.len() == len as usize)
     }
 
     /// The part of `len` bytes at guest address `guest` that lies in one region (the first one):
     /// shorter than `len` when the buffer goes on in the next region. `None` when unmapped.
-    /// `hint` remembers the region between calls.
     #[inline]
-    pub(crate) fn segment(&self, guest: u64, len: u32, hint: &mut usize) -> Option<Segment> {
-        let inside = |r: &Region| guest >= r.info.guest && guest - r.info.guest < r.info.size;
-        let region = match self.regions.get(*hint) {
-            Some(region) if inside(region) => region,
-            _ => {
-                let after = self.regions.partition_point(|r| r.info.guest <= guest);
-                *hint = after.checked_sub(1)?;
-                self.regions.get(*hint).filter(|r| inside(r))?
-            }
-        };
-        let offset = guest - region.info.guest;
-        let len = u64::from(len).min(region.info.size - offset) as u32;
-        // SAFETY: `offset < info.size`, so this is a byte of the mapping.
-        let ptr = unsafe { region.host.add(offset as usize) };
+    pub(crate) fn segment(&mut self, guest: u64, len: u32) -> Option<Segment> {
+        let mut offset = guest.wrapping_sub(self.start);
+        if offset >= self.size {
+            let region = self.memory.region_of(guest)?;
+            (self.start, self.size, self.host) = (region.info.guest, region.info.size, region.host);
+            offset = guest - self.start;
+        }
+        let len = u64::from(len).min(self.size - offset) as u32;
+        // SAFETY: `offset < size`, so this is a byte of the mapping.
+        let ptr = unsafe { self.host.add(offset as usize) };
         Some(Segment::new(ptr, len))
     }
 }
@@ -398,7 +450,8 @@ mod tests {
         lost.set_len(0x1000).unwrap();
         let mut bytes = [1; 2];
         let mut read = |memory: &GuestMemory, at| {
-            let segment = memory.segment(at, 2, &mut 0).unwrap();
+            let mut translator = Translator::new(Arc::new(memory.clone()));
+            let segment = translator.segment(at, 2).unwrap();
             // SAFETY: `memory` is alive.
             unsafe { segment.copy_out(0, &mut bytes) };
             bytes
@@ -440,15 +493,20 @@ mod tests {
         // It begins in the middle of a page of the file.
         let info = region(0x4000, 0x1000, 0x1800);
         let memory = GuestMemory::default().with(info, file).unwrap();
-        let mut hint = 7;
-        let segment = memory.segment(0x4000, 4, &mut hint).unwrap();
+        let mut translator = Translator::new(Arc::new(memory.clone()));
+        let segment = translator.segment(0x4000, 4).unwrap();
+        assert_eq!(memory.guest_of(&segment), Some(0x4000));
         let mut bytes = [0; 8];
         // SAFETY: `memory` is alive.
         assert_eq!(unsafe { segment.copy_out(0, &mut bytes) }, 4);
         assert_eq!(&bytes, b"here\0\0\0\0");
-        assert_eq!(memory.segment(0x4fff, 100, &mut hint).unwrap().len(), 1);
-        assert!(memory.segment(0x5000, 1, &mut hint).is_none());
-        assert!(memory.segment(0x3fff, 1, &mut hint).is_none());
+        let last = translator.segment(0x4fff, 100).unwrap();
+        assert_eq!((last.len(), memory.guest_of(&last)), (1, Some(0x4fff)));
+        assert!(translator.whole(0x4fff, 2).is_none());
+        assert!(translator.segment(0x5000, 1).is_none());
+        assert!(translator.segment(0x3fff, 1).is_none());
+        assert_eq!(memory.guest_of(&Segment::EMPTY), None);
+        drop(translator);
         assert!(memory.area_at_user(info.user, 0x1000).is_some());
         assert!(memory.area_at_user(info.user, 0x1001).is_none());
         assert!(memory.area_at_user(info.user + 0xfff, usize::MAX).is_none());

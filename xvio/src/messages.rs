@@ -21,6 +21,7 @@ use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures as Proto
 
 use crate::BackendConfig;
 use crate::device::{Addresses, Device, KickSetup};
+use crate::features::F_RING_PACKED;
 use crate::memory::{GuestMemory, MAX_REGIONS, MemoryError, RegionInfo};
 use crate::queue::Notifier;
 use crate::wire::Message;
@@ -252,7 +253,10 @@ fn vring(
             length(8)?;
             let (index, size) = (fields.u32(0).into(), fields.u32(4));
             let (at, max) = (known(index)?, config.max_queue_size);
-            if !size.is_power_of_two() || size > u32::from(max) {
+            // Packed rings have any size; whether one is fit for a split ring is known, and said,
+            // when the ring starts, since features may come after this.
+            let packed = device.features.unwrap_or(0) & F_RING_PACKED != 0;
+            if !(size.is_power_of_two() || packed) || size == 0 || size > u32::from(max) {
                 return Err(MessageError::VringSize { index, size, max });
             }
             device.change(at, |setup| setup.size = Some(size));

@@ -10,7 +10,9 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::Counters;
 use crate::doorbell;
 use crate::gate::Gate;
-use crate::split::{Broken, SplitRing};
+use crate::hooks::{DirtyLog, Inflight};
+use crate::ring::{Broken, Chain, Ring, Used};
+use crate::rx::Ahead;
 
 /// An eventfd of the frontend's that we write to.
 #[derive(Debug)]
@@ -34,7 +36,13 @@ pub(crate) struct Slot {
 /// A ring that was set up completely.
 #[derive(Debug)]
 pub(crate) struct Running {
-    pub(crate) ring: SplitRing,
+    pub(crate) ring: Ring,
+    /// The buffers of a receive ring that were fetched and not yet used.
+    pub(crate) ahead: Option<Box<Ahead>>,
+    /// Told of every chain that is taken and given back.
+    pub(crate) inflight: Option<Box<dyn Inflight>>,
+    /// Told of every write to the guest's memory.
+    pub(crate) dirty: Option<Arc<dyn DirtyLog>>,
     /// Accepted virtio features.
     pub(crate) features: u64,
     /// Length of the virtio-net header.
@@ -115,9 +123,42 @@ impl Queue {
 }
 
 impl Running {
-    /// Shows the driver the used entries and notifies it as it wishes.
-    pub(crate) fn publish(&mut self, counters: &Counters) {
-        match self.ring.publish() {
+    /// Notes that chains were taken.
+    #[inline]
+    pub(crate) fn take(&mut self, chains: &[Chain]) {
+        if let Some(inflight) = &mut self.inflight {
+            for chain in chains {
+                inflight.taken(chain);
+            }
+        }
+    }
+
+    /// Gives buffers back to the driver and notifies it as it wishes. `together`: nothing was
+    /// written to them.
+    pub(crate) fn give_back(&mut self, used: &[Used], together: bool, counters: &Counters) {
+        if let Some(inflight) = &mut self.inflight {
+            inflight.returning(used);
+        }
+        if let Some(dirty) = &self.dirty {
+            // What is written is known before and told after.
+            let places = self.ring.used_places(used);
+            let wanted = self.ring.give_back(used, together);
+            for (guest, len) in places.into_iter().flatten() {
+                dirty.written(guest, len);
+            }
+            self.notify(wanted, counters);
+        } else {
+            let wanted = self.ring.give_back(used, together);
+            self.notify(wanted, counters);
+        }
+        if let Some(inflight) = &mut self.inflight {
+            inflight.returned(self.ring.base());
+        }
+    }
+
+    #[inline]
+    fn notify(&self, wanted: Option<bool>, counters: &Counters) {
+        match wanted {
             Some(true) => {
                 if let Some(call) = &self.call {
                     call.notify();
@@ -126,6 +167,26 @@ impl Running {
             }
             Some(false) => counters.suppressed.add(1),
             None => {}
+        }
+    }
+
+    /// Asks for kicks; see [`Ring::arm`].
+    pub(crate) fn arm(&mut self) -> bool {
+        let work = self.ring.arm();
+        self.log_wish();
+        work
+    }
+
+    /// Asks for no kicks.
+    pub(crate) fn disarm(&mut self) {
+        self.ring.disarm();
+        self.log_wish();
+    }
+
+    fn log_wish(&self) {
+        if let Some(dirty) = &self.dirty {
+            let (guest, len) = self.ring.wish_place();
+            dirty.written(guest, len);
         }
     }
 }

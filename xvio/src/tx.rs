@@ -7,19 +7,15 @@ use std::sync::atomic::Ordering;
 use crate::access::Segment;
 use crate::features::F_CSUM;
 use crate::gate::{Gate, Pass};
-use crate::net_header::{self, Bad, MAX_HEADER};
+use crate::net_header::{self, Bad, ETH_HEADER, MAX_HEADER};
 use crate::queue::{Queue, Running, Slot};
-use crate::split::{Broken, Chain, Direction, Segments};
+use crate::ring::{Batch, Broken, Chain, Used};
 use crate::{BURST, CopyError, Counters, PartialCsum};
 
-/// Bytes of a packet that are copied to private memory when it is taken.
-pub(crate) const HEADER_COPY: usize = 256;
 /// Segments one packet may have. Linux uses 19 descriptors at most.
 const MAX_SEGMENTS: usize = 64;
 /// Segments of a whole burst.
 const BURST_SEGMENTS: usize = 512;
-/// A poll ends early after this many descriptors: long chains cost others nothing.
-const MAX_STEPS: u32 = 2048;
 /// The longest packet: 64 KiB of IP with an Ethernet header and two tags.
 const MAX_PACKET: u64 = 65_535 + 22;
 
@@ -64,6 +60,7 @@ impl GuestTx {
             }
         });
         if burst.taken == 0 {
+            burst.batch.clear();
             return 0;
         }
         burst.pass = Some(pass);
@@ -95,14 +92,14 @@ impl GuestTx {
             return true;
         };
         pass.with(|slot| match slot.running.as_mut().filter(|r| !r.broken) {
-            Some(running) => running.ring.arm(),
+            Some(running) => running.arm(),
             None => false,
         })
     }
 
     /// Asks for no more kicks (while polling).
     pub fn disarm(&mut self) {
-        self.running(|r| r.ring.disarm());
+        self.running(Running::disarm);
     }
 
     /// True while the ring runs.
@@ -131,23 +128,23 @@ impl GuestTx {
 #[derive(Clone, Copy, Debug)]
 struct Place {
     /// Its segments, the virtio-net header's bytes included.
-    first: usize,
-    count: usize,
+    first: u16,
+    count: u16,
     /// Bytes of the virtio-net header.
-    skip: usize,
-    len: usize,
+    skip: u16,
     csum: Option<PartialCsum>,
+    len: u32,
 }
 
 const NOWHERE: Place = Place {
     first: 0,
     count: 0,
     skip: 0,
-    len: 0,
     csum: None,
+    len: 0,
 };
 
-/// Packets on their way from a guest. Reuse one per worker: it is about 20 KB large.
+/// Packets on their way from a guest. Reuse one per worker: it is about 10 KB large.
 ///
 /// While it holds packets it holds the ring's gate, and with it the guest's memory; so complete it
 /// before parking. Dropping it, or polling into it again, completes it.
@@ -155,11 +152,10 @@ const NOWHERE: Place = Place {
 pub struct TxBurst {
     len: usize,
     places: [Place; BURST],
-    headers: Box<[[u8; HEADER_COPY]; BURST]>,
-    /// Heads of all chains taken, those of dropped packets too.
-    heads: [u16; BURST],
+    /// All chains taken, those of dropped packets too.
+    batch: Batch,
+    /// How many of them go back: all, unless the ring broke.
     taken: usize,
-    segments: Segments,
     pass: Option<Pass<Slot>>,
 }
 
@@ -168,10 +164,8 @@ impl Default for TxBurst {
         TxBurst {
             len: 0,
             places: [NOWHERE; BURST],
-            headers: Box::new([[0; HEADER_COPY]; BURST]),
-            heads: [0; BURST],
+            batch: Batch::new(BURST, BURST_SEGMENTS, MAX_SEGMENTS),
             taken: 0,
-            segments: Segments::new(BURST_SEGMENTS),
             pass: None,
         }
     }
@@ -206,124 +200,63 @@ impl TxBurst {
 
     /// Takes chains from the ring. On `Err` the packets before the bad chain are in the burst.
     fn fill(&mut self, running: &mut Running, counters: &Counters) -> Result<(), Broken> {
-        let pending = usize::from(running.ring.refresh()?).min(BURST);
-        let (mut steps, mut bytes) = (0, 0);
-        let mut outcome = Ok(());
-        while self.taken < pending && steps < MAX_STEPS && self.segments.room() >= MAX_SEGMENTS {
-            let (room, out) = (MAX_SEGMENTS, &mut self.segments);
-            let chain = match running.ring.chain(0, Direction::Read, room, out) {
-                Ok(chain) if chain.len >= running.header as u64 => chain,
-                Ok(chain) => {
-                    outcome = Err(Broken::ShorterThanHeader {
-                        len: chain.len,
-                        header: running.header,
-                    });
-                    break;
+        let mut outcome = running.ring.fetch(BURST, &mut self.batch);
+        let chains = self.batch.chains();
+        if chains.is_empty() {
+            return outcome;
+        }
+        running.take(chains);
+        let (csum, header) = (running.features & F_CSUM != 0, running.header);
+        let (mut len, mut bytes) = (0, 0);
+        self.taken = chains.len();
+        for (index, chain) in chains.iter().enumerate() {
+            let (place, segments) = (&mut self.places[len], self.batch.of(chain));
+            match locate(chain, segments, header, csum) {
+                Ok(found) => {
+                    bytes += u64::from(found.len);
+                    *place = found;
+                    len += 1;
                 }
-                Err(why) => {
+                Err(Refused::Bad(bad)) => match bad {
+                    Bad::Runt => counters.runt.add(1),
+                    Bad::Gso => counters.gso_not_offered.add(1),
+                    Bad::Csum => counters.bad_csum.add(1),
+                },
+                Err(Refused::Oversize) => counters.oversize.add(1),
+                Err(Refused::Broken(why)) => {
+                    // The ring stops here, and goes on here should the driver mend it.
+                    self.taken = index;
                     outcome = Err(why);
                     break;
                 }
-            };
-            steps += chain.steps;
-            running.ring.advance(1);
-            self.heads[self.taken] = chain.head;
-            self.taken += 1;
-            self.take(&chain, running, counters);
+            }
         }
-        for index in 0..self.len {
-            // Prefetched by `take`; copied here so that the lines have time to arrive.
-            bytes += self.copy_header(index, running, counters);
-        }
-        self.drop_bad();
-        if self.len > 0 {
-            counters.packets.add(self.len as u64);
-            counters.bytes.add(bytes as u64);
+        self.len = len;
+        if len > 0 {
+            counters.packets.add(len as u64);
+            counters.bytes.add(bytes);
             counters.bursts.add(1);
         }
         outcome
     }
 
-    /// Notes a chain's place and starts fetching its first bytes.
-    fn take(&mut self, chain: &Chain, running: &Running, counters: &Counters) {
-        let len = chain.len - running.header as u64;
-        if chain.oversize || len > MAX_PACKET {
-            counters.oversize.add(1);
-            return;
-        }
-        if let [first, rest @ ..] = self.segments.get(chain.first, chain.count) {
-            first.prefetch();
-            if let [second, ..] = rest {
-                second.prefetch();
-            }
-        }
-        self.places[self.len] = Place {
-            first: chain.first,
-            count: chain.count,
-            skip: running.header,
-            len: len as usize,
-            csum: None,
-        };
-        self.len += 1;
-    }
-
-    /// Copies the first bytes of a packet and judges its virtio-net header; a bad packet is marked
-    /// by an empty place. Returns the packet's length, 0 for a bad one.
-    fn copy_header(&mut self, index: usize, running: &Running, counters: &Counters) -> usize {
-        let place = self.places[index];
-        let segments = self.segments.get(place.first, place.count);
-        let mut net = [0; MAX_HEADER];
-        gather(segments, 0, &mut net[..place.skip]);
-        match net_header::judge(&net, place.len, running.features & F_CSUM != 0) {
-            Ok(csum) => {
-                let want = place.len.min(HEADER_COPY);
-                gather(segments, place.skip, &mut self.headers[index][..want]);
-                self.places[index].csum = csum;
-                place.len
-            }
-            Err(bad) => {
-                match bad {
-                    Bad::Runt => counters.runt.add(1),
-                    Bad::Gso => counters.gso_not_offered.add(1),
-                    Bad::Csum => counters.bad_csum.add(1),
-                }
-                self.places[index].count = 0;
-                0
-            }
-        }
-    }
-
-    /// Removes the places of bad packets; rare.
-    fn drop_bad(&mut self) {
-        let mut kept = 0;
-        for index in 0..self.len {
-            if self.places[index].count > 0 {
-                if kept != index {
-                    self.places[kept] = self.places[index];
-                    self.headers.copy_within(index..=index, kept);
-                }
-                kept += 1;
-            }
-        }
-        self.len = kept;
-    }
-
     /// Gives everything back to the ring it came from.
     fn finish(&mut self) {
-        let heads = &self.heads[..self.taken];
         if let Some(mut pass) = self.pass.take() {
+            let mut used = [Used::NONE; BURST];
+            let chains = &self.batch.chains()[..self.taken];
+            for (entry, chain) in used.iter_mut().zip(chains) {
+                (entry.id, entry.slots) = (chain.id, chain.slots);
+            }
+            let used = &used[..chains.len().min(BURST)];
             pass.with(|slot| {
                 if let Some(running) = slot.running.as_mut() {
-                    for &head in heads {
-                        running.ring.push_used(head, 0);
-                    }
-                    running.publish(&slot.counters);
+                    running.give_back(used, true, &slot.counters);
                 }
             });
         }
-        self.len = 0;
-        self.taken = 0;
-        self.segments.clear();
+        (self.len, self.taken) = (0, 0);
+        self.batch.clear();
     }
 }
 
@@ -331,6 +264,50 @@ impl Drop for TxBurst {
     fn drop(&mut self) {
         self.finish();
     }
+}
+
+/// Why a chain is no packet.
+enum Refused {
+    Bad(Bad),
+    Oversize,
+    Broken(Broken),
+}
+
+/// Finds the packet in a chain and judges its virtio-net header from a private copy.
+#[inline]
+fn locate(
+    chain: &Chain,
+    segments: &[Segment],
+    header: usize,
+    csum_offered: bool,
+) -> Result<Place, Refused> {
+    if chain.len < (header + ETH_HEADER) as u64 {
+        return Err(match chain.len < header as u64 {
+            true => Refused::Broken(Broken::ShorterThanHeader {
+                len: chain.len,
+                header,
+            }),
+            false => Refused::Bad(Bad::Runt),
+        });
+    }
+    let len = chain.len - header as u64;
+    if chain.oversize || len > MAX_PACKET {
+        return Err(Refused::Oversize);
+    }
+    let mut net = [0; MAX_HEADER];
+    match segments.first() {
+        // SAFETY: the segments come from the ring behind the gate, which this runs in.
+        Some(first) if first.len() >= MAX_HEADER => net = unsafe { first.read_front() },
+        _ => gather(segments, 0, &mut net[..header]),
+    }
+    let csum = net_header::judge(&net, len as usize, csum_offered).map_err(Refused::Bad)?;
+    Ok(Place {
+        first: chain.first,
+        count: chain.count,
+        skip: header as u16,
+        csum,
+        len: len as u32,
+    })
 }
 
 /// Copies the bytes from `offset` on into `dst`, as many as there are.
@@ -354,7 +331,9 @@ fn gather(segments: &[Segment], mut offset: usize, dst: &mut [u8]) {
     }
 }
 
-/// One packet of a burst, without its virtio-net header.
+/// One packet of a burst, without its virtio-net header. Its bytes are in the guest's memory, and
+/// the guest may change them at any time: copy what is to be judged with [`TxPacket::head`] or
+/// [`TxPacket::copy_to`], judge the copy, and send the copy on ([`crate::GuestRx::forward`]).
 #[derive(Clone, Copy, Debug)]
 pub struct TxPacket<'a> {
     burst: &'a TxBurst,
@@ -365,12 +344,16 @@ impl<'a> TxPacket<'a> {
     /// Bytes, at least 14.
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {
-        self.place().len
+        self.place().len as usize
     }
 
-    /// A private copy of the packet's first bytes (all of them up to 256): judge these.
-    pub fn header(&self) -> &'a [u8] {
-        &self.burst.headers[self.index][..self.len().min(HEADER_COPY)]
+    /// Copies the packet's first bytes to private memory, as many as it has and `buffer` takes.
+    pub fn head<'b>(&self, buffer: &'b mut [u8]) -> &'b mut [u8] {
+        let place = self.place();
+        let want = buffer.len().min(place.len as usize);
+        let head = &mut buffer[..want];
+        gather(self.segments(), place.skip.into(), head);
+        head
     }
 
     /// The checksum the guest leaves to us; within the packet.
@@ -378,26 +361,33 @@ impl<'a> TxPacket<'a> {
         self.place().csum
     }
 
-    /// Copies the whole packet; `dst` must be exactly [`TxPacket::len`] bytes long. The first bytes
-    /// come from the private copy, so what was judged is what is copied.
+    /// Copies the whole packet; `dst` must be exactly [`TxPacket::len`] bytes long. Judge the copy.
     pub fn copy_to(&self, dst: &mut [u8]) -> Result<(), CopyError> {
         let place = self.place();
-        if dst.len() != place.len {
+        if dst.len() != place.len as usize {
             return Err(CopyError::Length {
-                wanted: place.len,
+                wanted: place.len as usize,
                 got: dst.len(),
             });
         }
-        let header = self.header();
-        let (front, back) = dst.split_at_mut(header.len());
-        front.copy_from_slice(header);
-        if !back.is_empty() {
-            let segments = self.burst.segments.get(place.first, place.count);
-            gather(segments, place.skip + HEADER_COPY, back);
-        }
+        gather(self.segments(), place.skip.into(), dst);
         Ok(())
     }
 
+    /// The packet's segments; what [`TxPacket::skip`] says is not the packet's.
+    #[inline]
+    pub(crate) fn segments(&self) -> &'a [Segment] {
+        let place = self.place();
+        self.burst.batch.segments(place.first, place.count)
+    }
+
+    /// Bytes before the packet in its segments.
+    #[inline]
+    pub(crate) fn skip(&self) -> usize {
+        self.place().skip.into()
+    }
+
+    #[inline]
     fn place(&self) -> &'a Place {
         &self.burst.places[self.index]
     }

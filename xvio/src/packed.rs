@@ -1,0 +1,373 @@
+//! The packed ring (virtio 1.2, 2.8): one ring of descriptors that the driver makes available and
+//! the device overwrites with used ones, and an event suppression structure for each side.
+//!
+//! A descriptor is available when its AVAIL bit is the driver's wrap counter and its USED bit is
+//! not. The first used descriptor of a batch is written last, so that the driver sees all or
+//! nothing. As in `split.rs`, what is read is copied first and judged then.
+
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+
+use virtio_bindings::virtio_ring::{
+    VRING_PACKED_DESC_F_AVAIL, VRING_PACKED_DESC_F_USED, VRING_PACKED_EVENT_FLAG_DESC,
+    VRING_PACKED_EVENT_FLAG_DISABLE, VRING_PACKED_EVENT_FLAG_ENABLE,
+};
+
+use crate::access::Area;
+use crate::memory::GuestMemory;
+use crate::ring::{
+    Batch, Broken, DESCRIPTOR, Descriptor, Direction, INDIRECT, MAX_SIZE, MAX_STEPS, NEXT,
+    RingConfig, Used, WRITE, Walk, Walker,
+};
+use crate::sigbus;
+
+const AVAIL: u16 = 1 << VRING_PACKED_DESC_F_AVAIL;
+const USED: u16 = 1 << VRING_PACKED_DESC_F_USED;
+const ENABLE: u16 = VRING_PACKED_EVENT_FLAG_ENABLE as u16;
+const DISABLE: u16 = VRING_PACKED_EVENT_FLAG_DISABLE as u16;
+const AT_DESCRIPTOR: u16 = VRING_PACKED_EVENT_FLAG_DESC as u16;
+/// The wrap counter in VRING_BASE and in an event's offset.
+const WRAP: u16 = 1 << 15;
+/// An event suppression structure: offset and wrap counter, then flags.
+const EVENT: usize = 4;
+const EVENT_FLAGS: usize = 2;
+/// As in `split.rs`.
+const BULK: usize = 32;
+
+/// A place in the ring, and the wrap counter there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Position {
+    index: u16,
+    wrap: bool,
+}
+
+impl Position {
+    #[inline]
+    fn after(self, slots: u16, size: u16) -> Position {
+        let index = u32::from(self.index) + u32::from(slots);
+        match index.checked_sub(size.into()) {
+            Some(index) => Position {
+                index: index as u16,
+                wrap: !self.wrap,
+            },
+            None => Position {
+                index: index as u16,
+                wrap: self.wrap,
+            },
+        }
+    }
+
+    /// As VRING_BASE and events have it.
+    fn encode(self) -> u16 {
+        self.index | if self.wrap { WRAP } else { 0 }
+    }
+
+    /// A descriptor with these flags is available here.
+    #[inline]
+    fn is_available(self, flags: u16) -> bool {
+        let wanted = if self.wrap { AVAIL } else { USED };
+        flags & (AVAIL | USED) == wanted
+    }
+
+    /// Flags of a used descriptor here.
+    #[inline]
+    fn used(self) -> u16 {
+        if self.wrap { AVAIL | USED } else { 0 }
+    }
+}
+
+/// A running packed ring.
+#[derive(Debug)]
+pub(crate) struct PackedRing {
+    pub(crate) walker: Walker,
+    desc: Area,
+    driver: Area,
+    device: Area,
+    size: u16,
+    event_idx: bool,
+    in_order: bool,
+    /// The next descriptor to fetch.
+    next: Position,
+    /// The next descriptor to give back.
+    used: Position,
+    /// The driver was never notified: do it the first time in any case.
+    first: bool,
+    /// Losses of memory, of any guest, that were looked into.
+    losses: u64,
+}
+
+impl PackedRing {
+    /// Resolves a ring. It goes on where `base` says; the used half of it says the same, since
+    /// what was taken is always given back before a ring stops.
+    pub(crate) fn new(memory: Arc<GuestMemory>, config: &RingConfig) -> Result<Self, Broken> {
+        let size = u16::try_from(config.size)
+            .ok()
+            .filter(|s| (1..=MAX_SIZE).contains(s))
+            .ok_or(Broken::PackedSize(config.size))?;
+        let area = |part, address, len, align| RingConfig::area(&memory, part, address, len, align);
+        let length = DESCRIPTOR * usize::from(size);
+        let desc = area("descriptor ring", config.desc, length, 16)?;
+        let driver = area("driver's event structure", config.avail, EVENT, 4)?;
+        let device = area("device's event structure", config.used, EVENT, 4)?;
+        let base = config.base as u16;
+        let next = Position {
+            index: base & !WRAP,
+            wrap: base & WRAP != 0,
+        };
+        if next.index >= size {
+            let index = next.index;
+            return Err(Broken::Base { index, size });
+        }
+        Ok(PackedRing {
+            walker: Walker::new(memory, config),
+            desc,
+            driver,
+            device,
+            size,
+            event_idx: config.event_idx,
+            in_order: config.in_order,
+            next,
+            used: next,
+            first: true,
+            losses: 0,
+        })
+    }
+
+    /// Where to go on after a stop; both halves say the same.
+    pub(crate) fn base(&self) -> u32 {
+        let half = u32::from(self.used.encode());
+        half << 16 | half
+    }
+
+    /// Reads the descriptor at `index`: the flags first, then the rest.
+    #[inline]
+    fn read(&self, index: u16) -> [u64; 2] {
+        self.desc.read16_back(DESCRIPTOR * usize::from(index))
+    }
+
+    /// Descriptors that are with the device and not yet given back.
+    fn held(&self) -> u16 {
+        let (next, used) = (self.next, self.used);
+        if next.wrap == used.wrap {
+            next.index - used.index
+        } else {
+            self.size - used.index + next.index
+        }
+    }
+
+    /// See [`crate::ring::Ring::fetch`].
+    pub(crate) fn fetch(&mut self, want: usize, batch: &mut Batch) -> Result<(), Broken> {
+        if sigbus::losses() != self.losses {
+            self.losses = sigbus::losses();
+            if self.walker.memory.memory().lost() {
+                return Err(Broken::MemoryLost);
+            }
+        }
+        let mut left = want.min(batch.room());
+        let mut steps = 0;
+        while left > 0 {
+            // To the end of the ring at most: then the wrap counter changes.
+            let straight = usize::from(self.size - self.next.index);
+            let count = left.min(BULK).min(straight);
+            let mut raws = [[0u64; 2]; BULK];
+            let mut ready = 0;
+            for raw in &mut raws[..count] {
+                *raw = self.read(self.next.index + ready);
+                if !self.next.is_available(Descriptor::packed(*raw).flags) {
+                    break;
+                }
+                ready += 1;
+            }
+            if ready == 0 {
+                return Ok(());
+            }
+            let mut index = 0;
+            while index < usize::from(ready) {
+                if !batch.takes_any() || steps >= MAX_STEPS {
+                    return Ok(());
+                }
+                // A driver never has more descriptors with the device than there are.
+                if self.held() >= self.size {
+                    return Ok(());
+                }
+                let (d, at) = (Descriptor::packed(raws[index]), self.next.index);
+                steps += 1;
+                left -= 1;
+                if self.walker.simple(d, d.other, at, batch) {
+                    self.next = self.next.after(1, self.size);
+                    index += 1;
+                    continue;
+                }
+                let (slots, read) = self.chain(d, batch)?;
+                steps += read;
+                self.next = self.next.after(slots, self.size);
+                if left == 0 {
+                    return Ok(());
+                }
+                index += usize::from(slots);
+            }
+            if usize::from(ready) < count {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes apart a chain that is not a single descriptor; the descriptors of the ring that it
+    /// takes, and all that were read.
+    fn chain(&mut self, d: Descriptor, batch: &mut Batch) -> Result<(u16, u32), Broken> {
+        let limit = u32::from(self.size - self.held());
+        let mut walk = self.walker.begin(d.other, self.next.index, limit, batch);
+        match self.follow(&mut walk, d, batch) {
+            Ok((slots, id)) => {
+                let steps = walk.steps;
+                self.walker.end(walk, slots, id, batch);
+                Ok((slots, steps))
+            }
+            Err(why) => {
+                self.walker.abandon(&walk, batch);
+                Err(why)
+            }
+        }
+    }
+
+    /// Follows a chain through the ring: its slots and its buffer ID, which is in the last one.
+    fn follow(
+        &mut self,
+        walk: &mut Walk,
+        mut d: Descriptor,
+        batch: &mut Batch,
+    ) -> Result<(u16, u16), Broken> {
+        let (mut at, mut slots, mut enough) = (self.next, 1, false);
+        let most = self.size - self.held();
+        loop {
+            if !enough {
+                enough = self.walker.add(walk, d, true, batch)?;
+            }
+            if d.flags & (NEXT | INDIRECT) != NEXT {
+                return Ok((slots, d.other));
+            }
+            if slots >= most {
+                let limit = most.into();
+                return Err(Broken::Chain { limit });
+            }
+            at = at.after(1, self.size);
+            d = Descriptor::packed(self.read(at.index));
+            slots += 1;
+            if !at.is_available(d.flags) {
+                return Err(Broken::NotAvailable { index: at.index });
+            }
+        }
+    }
+
+    /// See [`crate::ring::Ring::give_back`].
+    #[inline]
+    pub(crate) fn give_back(&mut self, used: &[Used], together: bool) -> bool {
+        let (old, kind) = (self.used, self.kind());
+        let word = |at: Position, entry: &Used| {
+            let (len, id) = (u64::from(entry.len), u64::from(entry.id));
+            len | id << 32 | u64::from(at.used() | kind) << 48
+        };
+        let place = |at: Position| DESCRIPTOR * usize::from(at.index) + 8;
+        let Some((first, rest)) = used.split_first() else {
+            return false;
+        };
+        let mut at = old.after(first.slots, self.size);
+        let mut shown = first;
+        if together && self.in_order {
+            // One used descriptor, at the batch's first place, names its last buffer.
+            for entry in rest {
+                at = at.after(entry.slots, self.size);
+                shown = entry;
+            }
+        } else {
+            for entry in rest {
+                self.desc
+                    .store64(place(at), word(at, entry), Ordering::Relaxed);
+                at = at.after(entry.slots, self.size);
+            }
+        }
+        self.desc
+            .store64(place(old), word(old, shown), Ordering::Release);
+        self.used = at;
+        // The descriptors must be visible before the driver's wish is read (virtio 1.2, 2.8.21.3).
+        fence(Ordering::SeqCst);
+        let wanted = self.wanted(old);
+        std::mem::take(&mut self.first) || wanted
+    }
+
+    /// The WRITE flag of a used descriptor says that its length means something.
+    #[inline]
+    fn kind(&self) -> u16 {
+        match self.walker.direction {
+            Direction::Read => 0,
+            Direction::Write => WRITE,
+        }
+    }
+
+    /// The driver wants to hear of what was given back since `old`.
+    #[inline]
+    fn wanted(&self, old: Position) -> bool {
+        match self.driver.load(EVENT_FLAGS, Ordering::Relaxed) {
+            DISABLE => false,
+            AT_DESCRIPTOR if self.event_idx => {
+                // The offset was written before the flags.
+                fence(Ordering::Acquire);
+                let at = self.driver.load(0, Ordering::Relaxed);
+                let mut event = i32::from(at & !WRAP);
+                let (new, old) = (self.used, i32::from(old.index));
+                // All three on one line that ends at `new`.
+                if (at & WRAP != 0) != new.wrap {
+                    event -= i32::from(self.size);
+                }
+                let new = i32::from(new.index);
+                let begin = if new <= old {
+                    old - i32::from(self.size)
+                } else {
+                    old
+                };
+                (begin..new).contains(&event)
+            }
+            _ => true,
+        }
+    }
+
+    /// See [`crate::ring::Ring::arm`].
+    pub(crate) fn arm(&mut self) -> bool {
+        if self.event_idx {
+            self.device.store(0, self.next.encode(), Ordering::Relaxed);
+            self.device
+                .store(EVENT_FLAGS, AT_DESCRIPTOR, Ordering::Release);
+        } else {
+            self.device.store(EVENT_FLAGS, ENABLE, Ordering::Relaxed);
+        }
+        // The wish must be visible before the descriptor is read again; see `give_back`.
+        fence(Ordering::SeqCst);
+        let flags = Descriptor::packed(self.read(self.next.index)).flags;
+        self.next.is_available(flags)
+    }
+
+    /// See [`crate::ring::Ring::disarm`].
+    pub(crate) fn disarm(&mut self) {
+        self.device.store(EVENT_FLAGS, DISABLE, Ordering::Relaxed);
+    }
+
+    /// See [`crate::ring::Ring::used_places`].
+    pub(crate) fn used_places(&self, used: &[Used]) -> [Option<(u64, u64)>; 3] {
+        let slots: usize = used.iter().map(|entry| usize::from(entry.slots)).sum();
+        let first = usize::from(self.used.index);
+        let until_end = slots.min(usize::from(self.size) - first);
+        let wrapped = (slots - until_end) * DESCRIPTOR;
+        let place = |slot: usize| self.desc.guest(DESCRIPTOR * slot);
+        [
+            Some((place(first), (DESCRIPTOR * until_end) as u64)),
+            (wrapped > 0).then(|| (place(0), wrapped as u64)),
+            None,
+        ]
+    }
+
+    /// See [`crate::ring::Ring::wish_place`].
+    pub(crate) fn wish_place(&self) -> (u64, u64) {
+        (self.device.guest(0), EVENT as u64)
+    }
+}

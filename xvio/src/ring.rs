@@ -1,0 +1,630 @@
+//! A vring of either layout, as the burst interface uses it: chains are fetched in bulk into a
+//! [`Batch`], and given back in bulk as [`Used`] entries with one publish.
+//!
+//! ```text
+//!   fetch ──▶ Batch: chains + segments ──▶ tx.rs / rx.rs ──▶ Used entries ──▶ give_back
+//!              (private copies, judged)      (payload)                        (one publish)
+//! ```
+//!
+//! The two layouts are `split.rs` and `packed.rs`; what they have in common is here: the description
+//! of a chain, the walk through its descriptors, and the reasons to stop a ring. Chains are always
+//! given back in the order in which they were fetched, whether VIRTIO_F_IN_ORDER was negotiated or
+//! not; so where the used entries end is where a ring goes on after it was stopped.
+
+use std::sync::Arc;
+
+use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
+
+use crate::access::{Area, Segment};
+use crate::memory::{GuestMemory, Translator};
+use crate::packed::PackedRing;
+use crate::split::SplitRing;
+
+/// The largest ring (virtio 1.2, 2.7 and 2.8).
+pub(crate) const MAX_SIZE: u16 = 1 << 15;
+/// Descriptors in one chain, at most, direct and indirect together. Drivers use a few dozen.
+const MAX_CHAIN: u32 = 1024;
+/// A fetch ends early after this many descriptors: long chains cost others nothing.
+pub(crate) const MAX_STEPS: u32 = 2048;
+/// Bytes of a descriptor, in both layouts and in indirect tables.
+pub(crate) const DESCRIPTOR: usize = 16;
+pub(crate) const NEXT: u16 = VRING_DESC_F_NEXT as u16;
+pub(crate) const WRITE: u16 = VRING_DESC_F_WRITE as u16;
+pub(crate) const INDIRECT: u16 = VRING_DESC_F_INDIRECT as u16;
+
+/// Why a ring was stopped: it contains, or is, what no correct driver makes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Broken {
+    #[error("Ring size {0} is not a power of two between 1 and {MAX_SIZE}")]
+    Size(u32),
+    #[error("Ring size {0} is not between 1 and {MAX_SIZE}")]
+    PackedSize(u32),
+    #[error("The ring is to go on at descriptor {index} of {size}")]
+    Base { index: u16, size: u16 },
+    #[error("The {part} at {address:#x} is not {align}-byte aligned")]
+    Alignment {
+        part: &'static str,
+        address: u64,
+        align: usize,
+    },
+    #[error("The {part} at {address:#x}, {len} bytes, is not inside one shared memory region")]
+    NotMapped {
+        part: &'static str,
+        address: u64,
+        len: usize,
+    },
+    #[error("The available index went from {from} to {to} in a ring of {size}")]
+    AvailJump { from: u16, to: u16, size: u16 },
+    #[error("The available ring names descriptor {head} in a ring of {size}")]
+    Head { head: u16, size: u16 },
+    #[error("A descriptor's next is {next} in a table of {size}")]
+    Next { next: u16, size: u32 },
+    #[error("A chain goes on at descriptor {index}, which is not available")]
+    NotAvailable { index: u16 },
+    #[error("A chain has more than {limit} descriptors, or is a loop")]
+    Chain { limit: u32 },
+    #[error("A descriptor has length 0")]
+    ZeroLength,
+    #[error("A buffer at guest address {address:#x}, {len} bytes, is not in shared memory")]
+    Unmapped { address: u64, len: u32 },
+    #[error("A chain to be read from contains a descriptor to be written to")]
+    Writable,
+    #[error("A chain to be written to contains a descriptor to be read from")]
+    Readable,
+    #[error("An indirect descriptor was used without negotiating VIRTIO_F_INDIRECT_DESC")]
+    IndirectNotNegotiated,
+    #[error("An indirect descriptor inside an indirect table, or followed by another")]
+    IndirectNested,
+    #[error("An indirect table of {0} bytes is not a multiple of 16, or too long")]
+    IndirectLength(u32),
+    #[error("A chain of {len} bytes is shorter than the {header}-byte virtio-net header")]
+    ShorterThanHeader { len: u64, header: usize },
+    #[error("The guest's memory is gone: its file was truncated, or has no pages left")]
+    MemoryLost,
+}
+
+/// Which way a chain's buffers must point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Direction {
+    /// The device reads.
+    Read,
+    /// The device writes.
+    Write,
+}
+
+/// Where the parts of a vring are and how they are used.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RingConfig {
+    pub(crate) size: u32,
+    /// Addresses in the frontend's address space: descriptors, driver area, device area.
+    pub(crate) desc: u64,
+    pub(crate) avail: u64,
+    pub(crate) used: u64,
+    /// Where to go on, as the frontend says.
+    pub(crate) base: u32,
+    pub(crate) event_idx: bool,
+    pub(crate) indirect: bool,
+    /// A batch of buffers may be given back with one used entry (virtio 1.2, 2.7.9 and 2.8.7).
+    pub(crate) in_order: bool,
+    pub(crate) packed: bool,
+    pub(crate) direction: Direction,
+}
+
+impl RingConfig {
+    /// Resolves a part of the ring.
+    pub(crate) fn area(
+        memory: &GuestMemory,
+        part: &'static str,
+        address: u64,
+        len: usize,
+        align: usize,
+    ) -> Result<Area, Broken> {
+        let unaligned = Broken::Alignment {
+            part,
+            address,
+            align,
+        };
+        if !address.is_multiple_of(align as u64) {
+            return Err(unaligned);
+        }
+        match memory.area_at_user(address, len) {
+            None => Err(Broken::NotMapped { part, address, len }),
+            Some(area) if !area.is_aligned_to(align) => Err(unaligned),
+            Some(area) => Ok(area),
+        }
+    }
+}
+
+/// One chain, taken apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Chain {
+    /// What goes into the used entry: the head (split) or the buffer ID (packed).
+    pub(crate) id: u16,
+    /// Where it begins in the ring: in the available ring (split) or the descriptor ring (packed).
+    pub(crate) at: u16,
+    /// Entries of the ring that it takes: 1 on split.
+    pub(crate) slots: u16,
+    /// Its segments in the [`Batch`].
+    pub(crate) first: u16,
+    pub(crate) count: u16,
+    /// It has more segments than are listed. To be written to: the rest was not read.
+    pub(crate) oversize: bool,
+    /// Bytes of all its buffers that were read.
+    pub(crate) len: u64,
+}
+
+impl Chain {
+    const NONE: Chain = Chain {
+        id: 0,
+        at: 0,
+        slots: 0,
+        first: 0,
+        count: 0,
+        oversize: false,
+        len: 0,
+    };
+}
+
+/// One buffer on its way back to the driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Used {
+    pub(crate) id: u16,
+    pub(crate) slots: u16,
+    /// Bytes written to it.
+    pub(crate) len: u32,
+}
+
+impl Used {
+    pub(crate) const NONE: Used = Used {
+        id: 0,
+        slots: 0,
+        len: 0,
+    };
+}
+
+/// Fetched chains and their segments; never grows.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    chains: Box<[Chain]>,
+    len: usize,
+    segments: Box<[Segment]>,
+    segments_len: usize,
+    /// Segments one chain may have here.
+    per_chain: usize,
+}
+
+impl Batch {
+    pub(crate) fn new(chains: usize, segments: usize, per_chain: usize) -> Self {
+        debug_assert!(per_chain <= segments && segments <= usize::from(u16::MAX));
+        Batch {
+            chains: vec![Chain::NONE; chains].into_boxed_slice(),
+            len: 0,
+            segments: vec![Segment::EMPTY; segments].into_boxed_slice(),
+            segments_len: 0,
+            per_chain,
+        }
+    }
+
+    #[inline]
+    pub(crate) fn clear(&mut self) {
+        self.len = 0;
+        self.segments_len = 0;
+    }
+
+    /// The chains fetched.
+    #[inline]
+    pub(crate) fn chains(&self) -> &[Chain] {
+        &self.chains[..self.len]
+    }
+
+    /// `count` segments from `first` on.
+    #[inline]
+    pub(crate) fn segments(&self, first: u16, count: u16) -> &[Segment] {
+        let (first, end) = (usize::from(first), usize::from(first) + usize::from(count));
+        self.segments[..self.segments_len]
+            .get(first..end)
+            .unwrap_or(&[])
+    }
+
+    /// The segments of a chain.
+    #[inline]
+    pub(crate) fn of(&self, chain: &Chain) -> &[Segment] {
+        self.segments(chain.first, chain.count)
+    }
+
+    /// Chains that fit in.
+    #[inline]
+    pub(crate) fn room(&self) -> usize {
+        self.chains.len() - self.len
+    }
+
+    /// There is room for the segments of any chain.
+    #[inline]
+    pub(crate) fn takes_any(&self) -> bool {
+        self.segments.len() - self.segments_len >= self.per_chain
+    }
+
+    /// Forgets the first `count` chains and moves the others to the front.
+    pub(crate) fn forget_front(&mut self, count: usize) {
+        let first = match self.chains().get(count) {
+            Some(chain) => chain.first,
+            None => return self.clear(),
+        };
+        self.chains.copy_within(count..self.len, 0);
+        self.len -= count;
+        self.segments
+            .copy_within(usize::from(first)..self.segments_len, 0);
+        self.segments_len -= usize::from(first);
+        for chain in &mut self.chains[..self.len] {
+            chain.first -= first;
+        }
+    }
+
+    /// Begins a chain.
+    #[inline]
+    fn begin(&self, id: u16, at: u16) -> Chain {
+        Chain {
+            id,
+            at,
+            slots: 1,
+            first: self.segments_len as u16,
+            ..Chain::NONE
+        }
+    }
+
+    #[inline]
+    fn push_segment(&mut self, segment: Segment) -> bool {
+        match self.segments.get_mut(self.segments_len) {
+            Some(place) => {
+                *place = segment;
+                self.segments_len += 1;
+                true
+            }
+            None => false,
+        }
+    }
+
+    #[inline]
+    fn push_chain(&mut self, chain: Chain) {
+        if let Some(place) = self.chains.get_mut(self.len) {
+            *place = chain;
+            self.len += 1;
+        }
+    }
+}
+
+/// A descriptor as it was read, once.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Descriptor {
+    pub(crate) address: u64,
+    pub(crate) len: u32,
+    /// `next` (split) or `id` (packed), and `flags`; in the other order in the two layouts.
+    pub(crate) flags: u16,
+    pub(crate) other: u16,
+}
+
+impl Descriptor {
+    /// From a split ring or a table: flags, then next.
+    #[inline]
+    pub(crate) fn split(raw: [u64; 2]) -> Self {
+        Descriptor {
+            address: raw[0],
+            len: raw[1] as u32,
+            flags: (raw[1] >> 32) as u16,
+            other: (raw[1] >> 48) as u16,
+        }
+    }
+
+    /// From a packed ring or a table: id, then flags.
+    #[inline]
+    pub(crate) fn packed(raw: [u64; 2]) -> Self {
+        Descriptor {
+            address: raw[0],
+            len: raw[1] as u32,
+            flags: (raw[1] >> 48) as u16,
+            other: (raw[1] >> 32) as u16,
+        }
+    }
+}
+
+/// What both layouts need for taking chains apart.
+#[derive(Debug)]
+pub(crate) struct Walker {
+    pub(crate) memory: Translator,
+    pub(crate) direction: Direction,
+    pub(crate) indirect: bool,
+}
+
+impl Walker {
+    pub(crate) fn new(memory: Arc<GuestMemory>, config: &RingConfig) -> Self {
+        Walker {
+            memory: Translator::new(memory),
+            direction: config.direction,
+            indirect: config.indirect,
+        }
+    }
+
+    /// The chain of a single descriptor in one region, as nearly all are. False when it is not
+    /// such a one: nothing was added then.
+    #[inline]
+    pub(crate) fn simple(&mut self, d: Descriptor, id: u16, at: u16, batch: &mut Batch) -> bool {
+        let want = match self.direction {
+            Direction::Read => 0,
+            Direction::Write => WRITE,
+        };
+        if d.flags & (NEXT | INDIRECT | WRITE) != want || d.len == 0 {
+            return false;
+        }
+        let Some(segment) = self.memory.whole(d.address, d.len) else {
+            return false;
+        };
+        match self.direction {
+            Direction::Read => segment.prefetch(),
+            Direction::Write => segment.prefetch_write(),
+        }
+        let mut chain = batch.begin(id, at);
+        if !batch.push_segment(segment) {
+            return false;
+        }
+        chain.count = 1;
+        chain.len = d.len.into();
+        batch.push_chain(chain);
+        true
+    }
+
+    /// Begins a chain that is not simple.
+    pub(crate) fn begin(&self, id: u16, at: u16, limit: u32, batch: &Batch) -> Walk {
+        Walk {
+            chain: batch.begin(id, at),
+            steps: 0,
+            limit: MAX_CHAIN.min(limit),
+            first_listed: batch.segments_len,
+        }
+    }
+
+    /// Adds a descriptor of the ring: a buffer, or a whole indirect table. True when nothing more
+    /// is to be read of this chain.
+    pub(crate) fn add(
+        &mut self,
+        walk: &mut Walk,
+        d: Descriptor,
+        packed: bool,
+        batch: &mut Batch,
+    ) -> Result<bool, Broken> {
+        if d.flags & INDIRECT != 0 {
+            if !self.indirect {
+                return Err(Broken::IndirectNotNegotiated);
+            }
+            if d.flags & NEXT != 0 {
+                return Err(Broken::IndirectNested);
+            }
+            walk.step()?;
+            self.table(walk, d.address, d.len, packed, batch)?;
+            return Ok(true);
+        }
+        walk.step()?;
+        self.buffer(walk, d, batch)
+    }
+
+    /// An indirect table: chained by `next` (split), or all of it in order (packed).
+    fn table(
+        &mut self,
+        walk: &mut Walk,
+        address: u64,
+        len: u32,
+        packed: bool,
+        batch: &mut Batch,
+    ) -> Result<(), Broken> {
+        let entries = len / DESCRIPTOR as u32;
+        if len == 0 || !len.is_multiple_of(DESCRIPTOR as u32) || entries > u32::from(MAX_SIZE) {
+            return Err(Broken::IndirectLength(len));
+        }
+        let whole = self.memory.whole(address, len);
+        let table = whole.ok_or(Broken::Unmapped { address, len })?;
+        walk.limit = MAX_CHAIN.min(walk.steps + entries);
+        let mut index = 0;
+        loop {
+            walk.step()?;
+            // SAFETY: the segment came from `self.memory`, which `self` keeps alive.
+            let raw = unsafe { table.read16(DESCRIPTOR * index as usize) };
+            let raw = raw.ok_or(Broken::IndirectLength(len))?;
+            let d = if packed {
+                Descriptor::packed(raw)
+            } else {
+                Descriptor::split(raw)
+            };
+            if d.flags & INDIRECT != 0 {
+                return Err(Broken::IndirectNested);
+            }
+            if self.buffer(walk, d, batch)? {
+                return Ok(());
+            }
+            if packed {
+                index += 1;
+                if index >= entries {
+                    return Ok(());
+                }
+                continue;
+            }
+            if d.flags & NEXT == 0 {
+                return Ok(());
+            }
+            let next = d.other;
+            if u32::from(next) >= entries {
+                let size = entries;
+                return Err(Broken::Next { next, size });
+            }
+            index = next.into();
+        }
+    }
+
+    /// Adds one buffer, in several segments where it crosses regions. True when the rest of the
+    /// chain need not be read: nothing is written beyond the segments listed.
+    #[inline]
+    fn buffer(
+        &mut self,
+        walk: &mut Walk,
+        d: Descriptor,
+        batch: &mut Batch,
+    ) -> Result<bool, Broken> {
+        match (self.direction, d.flags & WRITE != 0) {
+            (Direction::Read, true) => return Err(Broken::Writable),
+            (Direction::Write, false) => return Err(Broken::Readable),
+            _ => {}
+        }
+        let (address, len) = (d.address, d.len);
+        if len == 0 {
+            return Err(Broken::ZeroLength);
+        }
+        walk.chain.len += u64::from(len);
+        let mut done = 0;
+        while done < len {
+            let segment = address
+                .checked_add(u64::from(done))
+                .and_then(|at| self.memory.segment(at, len - done))
+                .ok_or(Broken::Unmapped { address, len })?;
+            done += segment.len() as u32;
+            let listed = batch.segments_len - walk.first_listed;
+            if listed < batch.per_chain && batch.push_segment(segment) {
+                walk.chain.count += 1;
+            } else {
+                walk.chain.oversize = true;
+            }
+        }
+        Ok(self.direction == Direction::Write && walk.chain.oversize)
+    }
+
+    /// Puts the finished chain into the batch.
+    pub(crate) fn end(&self, walk: Walk, slots: u16, id: u16, batch: &mut Batch) {
+        let Walk { mut chain, .. } = walk;
+        chain.slots = slots;
+        chain.id = id;
+        batch.push_chain(chain);
+    }
+
+    /// Takes back what was listed of a chain that was not finished.
+    pub(crate) fn abandon(&self, walk: &Walk, batch: &mut Batch) {
+        batch.segments_len = walk.first_listed;
+    }
+}
+
+/// A chain on its way into a batch.
+#[derive(Debug)]
+pub(crate) struct Walk {
+    chain: Chain,
+    /// Descriptors read.
+    pub(crate) steps: u32,
+    limit: u32,
+    first_listed: usize,
+}
+
+impl Walk {
+    #[inline]
+    fn step(&mut self) -> Result<(), Broken> {
+        if self.steps >= self.limit {
+            return Err(Broken::Chain { limit: self.limit });
+        }
+        self.steps += 1;
+        Ok(())
+    }
+}
+
+/// A running ring.
+#[derive(Debug)]
+pub(crate) enum Ring {
+    Split(SplitRing),
+    Packed(PackedRing),
+}
+
+impl Ring {
+    /// Resolves a ring.
+    pub(crate) fn new(memory: Arc<GuestMemory>, config: &RingConfig) -> Result<Self, Broken> {
+        Ok(if config.packed {
+            Ring::Packed(PackedRing::new(memory, config)?)
+        } else {
+            Ring::Split(SplitRing::new(memory, config)?)
+        })
+    }
+
+    /// Some of the guest's memory was taken away.
+    pub(crate) fn memory_lost(&self) -> bool {
+        self.memory().lost()
+    }
+
+    /// The memory its buffers are in.
+    pub(crate) fn memory(&self) -> &GuestMemory {
+        match self {
+            Ring::Split(ring) => ring.walker.memory.memory(),
+            Ring::Packed(ring) => ring.walker.memory.memory(),
+        }
+    }
+
+    /// Where the ring goes on once all chains fetched were given back or forgotten: what
+    /// GET_VRING_BASE answers. Split: the available index. Packed: the place in the ring in bits 0
+    /// to 14 and the wrap counter in bit 15, for the available and again, 16 bits up, for the used
+    /// descriptors.
+    pub(crate) fn base(&self) -> u32 {
+        match self {
+            Ring::Split(ring) => ring.base(),
+            Ring::Packed(ring) => ring.base(),
+        }
+    }
+
+    /// Fetches up to `want` chains more into `batch`. On `Err` the chains before the bad one are in
+    /// it.
+    #[inline]
+    pub(crate) fn fetch(&mut self, want: usize, batch: &mut Batch) -> Result<(), Broken> {
+        match self {
+            Ring::Split(ring) => ring.fetch(want, batch),
+            Ring::Packed(ring) => ring.fetch(want, batch),
+        }
+    }
+
+    /// Gives buffers back, in the order in which they were fetched, and shows them to the driver;
+    /// whether it wants to be notified, or `None` when there was nothing.
+    /// `together`: nothing was written to them, so that one entry may stand for all.
+    #[inline]
+    pub(crate) fn give_back(&mut self, used: &[Used], together: bool) -> Option<bool> {
+        if used.is_empty() {
+            return None;
+        }
+        Some(match self {
+            Ring::Split(ring) => ring.give_back(used, together),
+            Ring::Packed(ring) => ring.give_back(used, together),
+        })
+    }
+
+    /// Asks the driver to kick at its next chain; true when there is one already (or the ring is
+    /// broken, which the next poll will report).
+    pub(crate) fn arm(&mut self) -> bool {
+        match self {
+            Ring::Split(ring) => ring.arm(),
+            Ring::Packed(ring) => ring.arm(),
+        }
+    }
+
+    /// Asks the driver not to kick.
+    pub(crate) fn disarm(&mut self) {
+        match self {
+            Ring::Split(ring) => ring.disarm(),
+            Ring::Packed(ring) => ring.disarm(),
+        }
+    }
+
+    /// The guest addresses that giving these buffers back writes to, for dirty logging: two runs of
+    /// entries, and the index.
+    pub(crate) fn used_places(&self, used: &[Used]) -> [Option<(u64, u64)>; 3] {
+        match self {
+            Ring::Split(ring) => ring.used_places(used),
+            Ring::Packed(ring) => ring.used_places(used),
+        }
+    }
+
+    /// The guest address that [`Ring::arm`] and [`Ring::disarm`] write to.
+    pub(crate) fn wish_place(&self) -> (u64, u64) {
+        match self {
+            Ring::Split(ring) => ring.wish_place(),
+            Ring::Packed(ring) => ring.wish_place(),
+        }
+    }
+}
