@@ -1,8 +1,9 @@
 //! `cargo xtask deps`: what Debian must provide. Says what is missing and what each is for, installs it, and
-//! fetches the guest's kernel. Where all is there it only looks.
+//! fetches the kernels. Where all is there it only looks.
 
 use crate::apt::{self, Wanted};
-use crate::{kernel, paths, sudo};
+use crate::kernel::{GUEST, MACHINE};
+use crate::{netdevsim, paths, sudo};
 use anyhow::{Context, Result, bail};
 use std::process::{Command, ExitCode};
 
@@ -14,7 +15,7 @@ pub struct Args {
     /// Only say what is missing (exit code 1 when something is)
     #[arg(long)]
     check: bool,
-    /// Folder for the guest's kernel [default: target/lab-cache]
+    /// Folder for the kernels [default: target/lab-cache]
     #[arg(long)]
     cache: Option<std::path::PathBuf>,
 }
@@ -27,15 +28,21 @@ pub fn command(args: &Args) -> Result<ExitCode> {
         for package in &missing {
             println!("missing: {:<22} {}", package.name, package.purpose);
         }
-        let kernel = kernel::is_there(&cache);
-        if !kernel {
-            println!("missing: the guest's kernel in \"{}\"", cache.display());
+        let cached = [
+            (GUEST.what, GUEST.is_there(&cache)),
+            (MACHINE.what, MACHINE.is_there(&cache)),
+            ("the module netdevsim", netdevsim::is_there(&cache)),
+        ];
+        for (what, _) in cached.iter().filter(|(_, there)| !there) {
+            println!("missing: {what} in \"{}\"", cache.display());
         }
-        return Ok(if missing.is_empty() && kernel {
-            ExitCode::SUCCESS
-        } else {
-            ExitCode::FAILURE
-        });
+        return Ok(
+            if missing.is_empty() && cached.iter().all(|(_, there)| *there) {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            },
+        );
     }
     let note = ensure_in(&cache)?;
     println!("{note}");
@@ -58,8 +65,13 @@ fn ensure_in(cache: &std::path::Path) -> Result<String> {
         install(&missing)?;
         did.push(format!("{} packages installed", missing.len()));
     }
-    if kernel::fetch(cache)? {
-        did.push("the guest's kernel fetched".into());
+    for kernel in [&GUEST, &MACHINE] {
+        if kernel.fetch(cache)? {
+            did.push(format!("{} fetched", kernel.what));
+        }
+    }
+    if netdevsim::ensure(cache)? {
+        did.push("netdevsim built".into());
     }
     Ok(if did.is_empty() {
         "Everything is there.".into()

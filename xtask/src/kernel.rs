@@ -1,4 +1,4 @@
-//! The guest's kernel: Debian's, unpacked into a cache folder and not installed.
+//! The kernels that guests and the emulated machine boot: Debian's, unpacked into a cache folder and not installed.
 
 use crate::{deps, steps, sudo};
 use anyhow::{Context, Result, bail};
@@ -6,57 +6,112 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Debian's package that depends on the newest kernel for virtual machines.
-const META: &str = "linux-image-cloud-amd64";
-
-/// True when a kernel is in the cache.
-pub fn is_there(cache: &Path) -> bool {
-    cache.join("kernel/complete").exists()
+/// One of the kernels.
+#[derive(Debug)]
+pub struct Kernel {
+    /// Its folder in the cache.
+    pub folder: &'static str,
+    /// What it is for.
+    pub what: &'static str,
+    /// Debian's packages that depend on the newest kernel of a kind: of those that there are, the newest counts.
+    metas: &'static [&'static str],
 }
 
-/// Fetches it when it is not there; says whether it did.
-pub fn fetch(cache: &Path) -> Result<bool> {
-    if is_there(cache) {
-        return Ok(false);
+/// The small kernel of the tests' guests.
+pub const GUEST: Kernel = Kernel {
+    folder: "kernel",
+    what: "the guest's kernel",
+    metas: &["linux-image-cloud-amd64"],
+};
+
+/// The stock kernel of the emulated NIC machine. Debian 12 has 6.12 under its own name, or as a backport.
+pub const MACHINE: Kernel = Kernel {
+    folder: "lab-kernel",
+    what: "the emulated machine's kernel",
+    metas: &["linux-image-6.12-amd64", "linux-image-amd64"],
+};
+
+impl Kernel {
+    /// Where it is, or will be.
+    pub fn home(&self, cache: &Path) -> PathBuf {
+        cache.join(self.folder)
     }
-    if std::env::consts::ARCH != "x86_64" {
-        bail!(
-            "The guest's kernel is for x86_64, and this machine is {}",
-            std::env::consts::ARCH
-        );
+
+    /// True when it is in the cache.
+    pub fn is_there(&self, cache: &Path) -> bool {
+        self.home(cache).join("complete").exists()
     }
-    let spinner = steps::interactive().then(|| steps::spin("fetching the guest's kernel"));
+
+    /// Fetches it when it is not there; says whether it did.
+    pub fn fetch(&self, cache: &Path) -> Result<bool> {
+        if self.is_there(cache) {
+            return Ok(false);
+        }
+        if std::env::consts::ARCH != "x86_64" {
+            bail!(
+                "{} is for x86_64, and this machine is {}",
+                self.what,
+                std::env::consts::ARCH
+            );
+        }
+        make(cache, &self.home(cache), self.what, |unfinished| {
+            unpack(self.metas, unfinished)
+        })
+        .with_context(|| {
+            format!(
+                "Fetching {} failed; `cargo xtask deps` tries again",
+                self.what
+            )
+        })?;
+        Ok(true)
+    }
+}
+
+/// Makes the folder `place` of the cache. It is filled beside its place and renamed: an interrupted run leaves
+/// nothing that looks complete.
+pub fn make(
+    cache: &Path,
+    place: &Path,
+    what: &str,
+    fill: impl FnOnce(&Path) -> Result<()>,
+) -> Result<()> {
+    let spinner = steps::interactive().then(|| steps::spin(&format!("fetching {what}")));
     fs::create_dir_all(cache)
         .with_context(|| format!("The folder \"{}\" could not be made", cache.display()))?;
-    // Unpacked beside its place and renamed: an interrupted run leaves nothing that looks complete.
-    let unfinished = cache.join(format!("kernel.{}", std::process::id()));
-    let done = unpack(&unfinished);
+    let unfinished = place.with_extension(std::process::id().to_string());
+    let done = fs::create_dir_all(&unfinished)
+        .map_err(anyhow::Error::from)
+        .and_then(|()| fill(&unfinished));
     if let Some(spinner) = spinner {
         spinner.finish_and_clear();
     }
     if let Err(e) = done {
         let _ = fs::remove_dir_all(&unfinished);
-        return Err(
-            e.context("The guest's kernel could not be fetched; `cargo xtask deps` tries again")
-        );
+        return Err(e);
     }
-    let place = cache.join("kernel");
-    let _ = fs::remove_dir_all(&place);
-    fs::rename(&unfinished, &place)?;
-    Ok(true)
+    let _ = fs::remove_dir_all(place);
+    fs::rename(&unfinished, place)?;
+    Ok(())
 }
 
-fn unpack(to: &Path) -> Result<()> {
-    fs::create_dir_all(to)?;
-    let package = match download(to) {
+fn unpack(metas: &[&str], to: &Path) -> Result<()> {
+    let newest = || newest(metas).and_then(|name| download(to, &name));
+    let package = match newest() {
         Ok(package) => package,
         // The lists are older than the archive, or there are none yet.
         Err(_) => {
             deps::update_lists()?;
-            download(to)?
+            newest()?
         }
     };
-    deps::output(Command::new("dpkg").arg("-x").arg(&package).arg(to))?;
+    extract(&package, to)?;
+    let version = deps::output(
+        Command::new("dpkg-deb")
+            .arg("-f")
+            .arg(&package)
+            .arg("Version"),
+    )?;
+    fs::write(to.join("version"), version.trim())?;
     fs::remove_file(&package)?;
     // Debian 13 has its modules below /usr.
     let merged = to.join("usr/lib/modules");
@@ -74,36 +129,107 @@ fn unpack(to: &Path) -> Result<()> {
             modules.display()
         )
     })?;
-    let depmod = ["/sbin/depmod", "/usr/sbin/depmod"]
-        .into_iter()
-        .find(|p| Path::new(p).exists())
-        .unwrap_or("depmod");
-    deps::output(Command::new(depmod).arg("-b").arg(to).arg(&release))?;
+    depmod(to, &release)?;
     fs::write(to.join("complete"), &release)?;
     Ok(())
 }
 
-fn download(to: &Path) -> Result<PathBuf> {
-    let show = deps::output(Command::new("apt-cache").args(["show", "--no-all-versions", META]))?;
-    let name = show
-        .lines()
-        .find_map(|line| line.strip_prefix("Depends:"))
+/// Unpacks a package's files.
+pub fn extract(package: &Path, to: &Path) -> Result<()> {
+    deps::output(Command::new("dpkg").arg("-x").arg(package).arg(to)).map(drop)
+}
+
+/// Lists the modules below `home` and what they need of each other.
+pub fn depmod(home: &Path, release: &str) -> Result<()> {
+    let depmod = ["/sbin/depmod", "/usr/sbin/depmod"]
         .into_iter()
-        .flat_map(|depends| depends.split(','))
+        .find(|p| Path::new(p).exists())
+        .unwrap_or("depmod");
+    deps::output(Command::new(depmod).arg("-b").arg(home).arg(release)).map(drop)
+}
+
+/// The name of the newest kernel's package among what `metas` stand for.
+fn newest(metas: &[&str]) -> Result<String> {
+    let mut best: Option<(String, String)> = None;
+    for meta in metas {
+        // A name that the lists do not know is an error of apt-cache's, and none of ours while another is known.
+        let text = deps::output(Command::new("apt-cache").args(["show", meta])).unwrap_or_default();
+        for (version, name) in images(&text) {
+            let newer = match &best {
+                None => true,
+                Some((than, _)) => Command::new("dpkg")
+                    .args(["--compare-versions", &version, "gt", than])
+                    .status()?
+                    .success(),
+            };
+            if newer {
+                best = Some((version, name));
+            }
+        }
+    }
+    best.map(|(_, name)| name).with_context(|| {
+        format!(
+            "The package lists do not say which kernel {} stands for",
+            metas.join(" or ")
+        )
+    })
+}
+
+/// Version and kernel package of each paragraph of what `apt-cache show` says of a meta package.
+fn images(text: &str) -> Vec<(String, String)> {
+    let field = |paragraph: &str, name: &str| {
+        paragraph
+            .lines()
+            .find_map(|line| line.strip_prefix(name))
+            .map(|value| value.trim().to_owned())
+    };
+    text.split("\n\n")
+        .filter_map(|paragraph| {
+            let version = field(paragraph, "Version:")?;
+            let depends = field(paragraph, "Depends:")?;
+            let image = names(&depends).find(|name| name.starts_with("linux-image-"))?;
+            Some((version, image.to_owned()))
+        })
+        .collect()
+}
+
+/// The first name of each alternative of a `Depends:` field.
+pub fn names(depends: &str) -> impl Iterator<Item = &str> {
+    depends
+        .split(',')
         .filter_map(|one| one.split_whitespace().next())
-        .find(|name| name.starts_with("linux-image-"))
-        .with_context(|| format!("The package lists do not say which kernel {META} stands for"))?
-        .to_owned();
+}
+
+/// Downloads a package (`name`, or `name=version`) into a folder that holds no other.
+pub fn download(to: &Path, name: &str) -> Result<PathBuf> {
     let mut get = Command::new("apt-get");
     get.current_dir(to).args(["download", "-q"]);
     if sudo::is_root() {
         // apt's own account cannot write here.
         get.args(["-o", "APT::Sandbox::User=root"]);
     }
-    deps::output(get.arg(&name))?;
+    deps::output(get.arg(name))?;
     let file = fs::read_dir(to)?
         .flatten()
         .map(|e| e.path())
         .find(|p| p.extension().is_some_and(|e| e == "deb"));
     file.with_context(|| format!("apt-get downloaded no file for {name}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_version_of_a_meta_package_names_its_kernel() {
+        let text = "Package: linux-image-amd64\nVersion: 6.12.95-1~bpo12+1\n\
+                    Depends: linux-image-6.12.95+deb12-amd64 (= 6.12.95-1~bpo12+1)\n\n\
+                    Package: linux-image-amd64\nVersion: 6.1.176-1\nDepends: linux-image-6.1.0-50-amd64 (= 6.1.176-1)\n";
+        let found = images(text);
+        assert_eq!(
+            found[0].1, "linux-image-6.12.95+deb12-amd64",
+            "the backport is among them: {found:?}"
+        );
+        assert_eq!(found[1].0, "6.1.176-1");
+    }
 }

@@ -1,7 +1,7 @@
 //! `cargo xtask`: everything one does with this repository that is not plain cargo.
 //!
 //! `deps` installs what Debian must provide, `demo` shows the product on real guests, `test` runs all tests
-//! as CI does, `lint` checks the source, `lab` boots the guest of the tests, `bench` measures, `fuzz` runs
+//! as CI does, `lint` checks the source, `lab` boots the emulated NIC machine and the guest of the tests, `bench` measures, `fuzz` runs
 //! the fuzz targets. Each command is a file here; `steps` runs the steps that they are made of.
 
 mod apt;
@@ -13,6 +13,7 @@ mod kernel;
 mod lab;
 mod licences;
 mod lint;
+mod netdevsim;
 mod paths;
 mod rules;
 mod steps;
@@ -44,7 +45,7 @@ enum Command {
     Test(test::Args),
     /// Check format, lints, licences and the house rules
     Lint,
-    /// Boot the guest of the tests and look around
+    /// Boot the emulated NIC machine: a prompt in it, or one command
     Lab(lab::Args),
     /// Measure
     Bench(bench::Args),

@@ -17,7 +17,7 @@ pub fn target() -> PathBuf {
     }
 }
 
-/// What is downloaded once: the guest's kernel.
+/// What is downloaded once: the kernels.
 pub fn cache() -> PathBuf {
     std::env::var_os("FERROVIA_LAB_CACHE").map_or_else(|| target().join("lab-cache"), PathBuf::from)
 }

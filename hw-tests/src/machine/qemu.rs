@@ -11,8 +11,8 @@ use std::time::Duration;
 
 /// How long a try of KVM may take; where KVM works the kernel is up in a second.
 const PROBE_LIMIT: Duration = Duration::from_secs(15);
-/// The number of the bus that NUMA node 1 has for itself.
-const SECOND_BUS: u8 = 128;
+/// The root complex of each NUMA node, and the number of its first bus.
+const ROOTS: [(&str, u8); 2] = [("near", 64), ("far", 128)];
 
 /// What QEMU boots.
 #[derive(Clone, Debug)]
@@ -83,11 +83,15 @@ pub(super) fn command(boot: &Boot, config: &MachineConfig, accel: &Accel) -> Com
     if config.numa {
         numa(&mut qemu, config);
     }
+    // Each device names its bus: QEMU would otherwise choose the second root complex where there is one.
     qemu.args([
-        "-virtfs",
-        "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap",
+        "-fsdev",
+        "local,id=host,path=/,security_model=none,readonly=on,multidevs=remap",
+        "-device",
+        "virtio-9p-pci,bus=pcie.0,fsdev=host,mount_tag=host",
+        "-device",
+        "virtio-serial-pci,bus=pcie.0,id=serial0",
     ]);
-    qemu.args(["-device", "virtio-serial-pci,id=serial0"]);
     if let Flavour::Igb { pfs } = config.flavour {
         (0..pfs).for_each(|number| pf(&mut qemu, config, number));
     }
@@ -116,10 +120,9 @@ fn append(config: &MachineConfig) -> String {
 
 /// A PF behind a root port of its own; all PFs are wired to one hub.
 fn pf(qemu: &mut Command, config: &MachineConfig, number: u8) {
-    let bus = if config.numa && number % 2 == 1 {
-        "far"
-    } else {
-        "pcie.0"
+    let bus = match config.numa {
+        true => ROOTS[usize::from(number % 2)].0,
+        false => "pcie.0",
     };
     let chassis = number + 1;
     qemu.args([
@@ -135,7 +138,7 @@ fn pf(qemu: &mut Command, config: &MachineConfig, number: u8) {
     ]);
 }
 
-/// Two nodes; a root complex of its own makes devices belong to the second.
+/// Two nodes; a device belongs to the node of its root complex, and the first one of a PC has none.
 fn numa(qemu: &mut Command, config: &MachineConfig) {
     let first_mb = config.memory_mb / 2;
     let first_cpus = config.cpus / 2;
@@ -154,10 +157,12 @@ fn numa(qemu: &mut Command, config: &MachineConfig) {
             ),
         ]);
     }
-    qemu.args([
-        "-device",
-        &format!("pxb-pcie,id=far,bus=pcie.0,bus_nr={SECOND_BUS},numa_node=1"),
-    ]);
+    for (node, (name, bus)) in ROOTS.iter().enumerate() {
+        qemu.args([
+            "-device",
+            &format!("pxb-pcie,id={name},bus=pcie.0,bus_nr={bus},numa_node={node}"),
+        ]);
+    }
 }
 
 /// Puts the console into a file, and the channel on QEMU's standard input, which is the stream's other end.
