@@ -5,7 +5,11 @@ fn main() -> Result<(), Error> {
     println!("cargo:rerun-if-changed=proto");
     tonic_prost_build::configure()
         .compile_protos(
-            &["proto/ferrovia/v1/controller.proto", "proto/ferrovia/v1/agent.proto"],
+            &[
+                "proto/ferrovia/v1/controller.proto",
+                "proto/ferrovia/v1/agent.proto",
+                "proto/ferrovia/v1/sriov.proto",
+            ],
             &["proto"],
         )
         .map_err(|error| match error.kind() {

@@ -19,7 +19,7 @@ use crate::paths::Paths;
 use crate::ports::{OnChange, Ports, chain};
 use crate::state_file::{self, Saved};
 use crate::topology;
-use crate::view::{PortView, View, api_port};
+use crate::view::{PortView, View};
 use crate::wire::StepError;
 use api::v1;
 use fallback_dpdk::Dataplane;
@@ -40,6 +40,8 @@ const ADVERTISE_EVERY: Duration = Duration::from_secs(200);
 const ADVERTISE_AGAIN: Duration = Duration::from_secs(3);
 /// Nothing is due: sleep this long.
 const NOTHING_DUE: Duration = Duration::from_secs(3600);
+
+mod show;
 
 /// The version that is applied after a step, or why the step cannot be.
 pub type StepAnswer = Result<u64, StepError>;
@@ -499,99 +501,8 @@ impl Control {
         self.neighbours.set_targets(&next_hops, now);
     }
 
-    /// Draws the picture, where it has changed.
-    fn show(&mut self) {
-        let mut shown = BTreeMap::new();
-        for (id, port) in &self.desired.ports {
-            let network = self.desired.networks.get(&port.network);
-            let status = self.ports.status(id);
-            let mut view = PortView {
-                port: api_port(id, port, &self.desired, &self.parts.host),
-                number: self.numbers.get(id),
-                vni: network.map_or(0, |n| n.vni),
-                features: status.as_ref().map_or(0, |s| s.features),
-                active_queue_pairs: status.as_ref().map_or(0, |s| s.active_queue_pairs),
-            };
-            let mut state = self.port_status(id, status.as_ref());
-            if let Some(stem) = self.saved.sockets.get(id) {
-                let path = self.parts.paths.vhost_dir().join(format!("{stem}.sock"));
-                state.socket = path.display().to_string();
-            } else if let Some(own) = &port.socket {
-                state.socket = self.parts.paths.relocate(own).display().to_string();
-            }
-            view.port.status = Some(state);
-            shown.insert(id.clone(), view);
-        }
-        for (id, (name, reason)) in &self.desired.refused {
-            let mut port = v1::Port {
-                id: id.clone(),
-                name: name.clone(),
-                ..v1::Port::default()
-            };
-            port.status = Some(failed(reason));
-            shown.insert(
-                id.clone(),
-                PortView {
-                    port,
-                    ..PortView::default()
-                },
-            );
-        }
-        let (version, before) = (self.saved.resources.version, self.view.borrow().clone());
-        let same_router = Arc::ptr_eq(&before.router, &self.router);
-        if shown != self.shown || before.applied_version != version || !same_router {
-            self.shown = shown.clone();
-            let networks = self
-                .desired
-                .networks
-                .values()
-                .map(|n| (n.vni, n.name.clone()))
-                .collect();
-            let router = Arc::clone(&self.router);
-            let view = View {
-                ports: shown,
-                applied_version: version,
-                networks,
-                router,
-            };
-            self.view.send_replace(Arc::new(view));
-        }
-    }
-
-    fn port_status(&self, id: &str, status: Option<&xvio::Status>) -> v1::PortStatus {
-        if let Some(reason) = self.refused.get(id) {
-            return failed(reason);
-        }
-        match (status, self.ports.failure(id)) {
-            (Some(status), _) => {
-                let broken = status.broken_queues.first();
-                v1::PortStatus {
-                    state: v1::PortState::Ready.into(),
-                    reason: broken
-                        .map(|(ring, why)| format!("Ring {ring} was stopped: {why}"))
-                        .unwrap_or_default(),
-                    socket: String::new(),
-                    guest_connected: status.connected,
-                }
-            }
-            (None, Some(reason)) => failed(reason),
-            (None, None) => v1::PortStatus {
-                state: v1::PortState::Pending.into(),
-                ..Default::default()
-            },
-        }
-    }
-
     fn stop(&mut self) {
         self.ports.clear();
         tracing::debug!("control stopped");
-    }
-}
-
-fn failed(reason: &str) -> v1::PortStatus {
-    v1::PortStatus {
-        state: v1::PortState::Failed.into(),
-        reason: reason.to_owned(),
-        ..v1::PortStatus::default()
     }
 }

@@ -168,7 +168,8 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     ended
 }
 
-async fn place(wanted: &config::Underlay) -> Result<underlay::Place, StartError> {
+/// Where this host is in the underlay, as configured and as its interface says.
+pub(crate) async fn place(wanted: &config::Underlay) -> Result<underlay::Place, StartError> {
     let interface = match wanted.uplink.interface() {
         Some(name) => Some(underlay::interface(name).await?),
         None => None,

@@ -15,12 +15,35 @@ pub const MAX_VNI: u32 = (1 << 24) - 1;
 pub struct Desired {
     /// Networks by id.
     pub networks: BTreeMap<String, Network>,
-    /// Ports of this host by id.
+    /// Ports of this host that the virtual router has, by id.
     pub ports: BTreeMap<String, Port>,
+    /// Ports of this host that have a VF, by id; one with a standby is among [`ports`](Self::ports) too.
+    pub vf_ports: BTreeMap<String, VfPort>,
     /// Ports of other hosts, by the id of the port.
     pub peers: BTreeMap<String, Peer>,
     /// Ports that were asked for but cannot be understood: id, name and why.
     pub refused: BTreeMap<String, (String, String)>,
+}
+
+/// A port as one of the two kinds, or as both.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AnyPort {
+    /// Its part in the virtual router.
+    pub virtio: Option<Port>,
+    /// Its VF.
+    pub vf: Option<VfPort>,
+}
+
+impl Desired {
+    /// Adds a port to whichever list it belongs.
+    pub fn add(&mut self, id: &str, port: AnyPort) {
+        if let Some(virtio) = port.virtio {
+            self.ports.insert(id.to_owned(), virtio);
+        }
+        if let Some(vf) = port.vf {
+            self.vf_ports.insert(id.to_owned(), vf);
+        }
+    }
 }
 
 /// A virtual network.
@@ -40,6 +63,8 @@ pub struct Network {
     pub dns: Vec<IpAddr>,
     /// Classless static routes told to guests.
     pub routes: Vec<Route>,
+    /// Provider VLAN of VFs, 1 to 4094; 0: none.
+    pub vlan: u16,
 }
 
 /// A prefix of a network.
@@ -91,6 +116,23 @@ pub struct Port {
     pub mode: SocketMode,
     /// The socket, where it is not the default.
     pub socket: Option<PathBuf>,
+}
+
+/// A port whose guest has a VF. The NIC carries its frames, the virtual router never sees them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VfPort {
+    /// Unique name.
+    pub name: String,
+    /// Id of its network.
+    pub network: String,
+    /// The guest's MAC, set on the VF by its PF.
+    pub mac: MacAddr,
+    /// The guest's addresses: for those who ask, the VF does not know them.
+    pub addresses: Vec<IpAddr>,
+    /// The pool to take the VF from; `None`: the agent's own choice.
+    pub pool: Option<String>,
+    /// Whether it has a vhost-user socket beside.
+    pub standby: bool,
 }
 
 /// A port of another host.

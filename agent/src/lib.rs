@@ -23,10 +23,12 @@
 //! | [`sync`] | the stream to the controller |
 //! | [`local_api`], [`view`], [`probe_packet`] | what the agent shows of itself |
 //! | [`homes`] | where flows can live on this host |
+//! | [`check`] | what a configuration asks for, and what this host lacks for it |
 //! | [`daemon`], [`lock`], [`accounts`], [`paths`], [`notify`] | the process: order of start, one at a time, files and their owners |
 #![forbid(unsafe_code)]
 
 pub mod accounts;
+pub mod check;
 pub mod config;
 pub mod control;
 pub mod daemon;

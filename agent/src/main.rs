@@ -1,12 +1,11 @@
 //! `ferrovia-agent`: the command line of the host agent.
 
-use agent::config::{self, Uplink};
 use agent::daemon::{self, Options};
-use agent::desired::SocketMode;
 use agent::paths::Paths;
 use agent::ports::chain;
+use agent::{check, config};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use std::io::IsTerminal;
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -25,6 +24,11 @@ Examples:
                                             a second agent on one machine, with files of its own"
 )]
 struct Cli {
+    #[command(flatten)]
+    files: Files,
+    /// How log lines are written.
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
     #[command(subcommand)]
     command: Command,
 }
@@ -35,26 +39,15 @@ enum Command {
     #[command(after_help = "\
 SIGHUP reads networks, ports and peers again from the file of an agent that runs alone; a file with
 a mistake changes nothing. SIGTERM ends it and removes its sockets. FERROVIA_LOG=debug shows more.")]
-    Run {
-        #[command(flatten)]
-        files: Files,
-        /// How log lines are written.
-        #[arg(long, value_enum, default_value_t = LogFormat::Text)]
-        log_format: LogFormat,
-    },
-    /// Check the configuration and say what it asks for; nothing is changed.
-    Check {
-        #[command(flatten)]
-        files: Files,
-    },
+    Run,
+    /// Check the configuration, look whether this host has what it names, and say what it asks for; nothing is
+    /// changed.
+    Check,
     /// Get this host's certificate with a join token of `ferrovia-controller token --host …`.
     #[command(after_help = "\
 Example:
   ferrovia-agent join --url https://ctl.example:6640 --token \"$(cat token)\"")]
     Join {
-        /// The root of all files.
-        #[arg(long, default_value = "/", value_name = "DIR")]
-        root: PathBuf,
         /// The controller, https://host:port.
         #[arg(long)]
         url: String,
@@ -67,10 +60,10 @@ Example:
 #[derive(Args)]
 struct Files {
     /// The root of /etc/ferrovia, /var/lib/ferrovia and /run/ferrovia.
-    #[arg(long, default_value = "/", value_name = "DIR")]
+    #[arg(long, global = true, default_value = "/", value_name = "DIR")]
     root: PathBuf,
     /// The configuration [default: ROOT/etc/ferrovia/agent.toml]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
 }
 
@@ -93,13 +86,18 @@ enum LogFormat {
 }
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
-        Command::Run { files, log_format } => {
+    let Cli {
+        files,
+        log_format,
+        command,
+    } = Cli::parse();
+    let result = match command {
+        Command::Run => {
             log(log_format);
             block_on(daemon::run(files.options())).map_err(|error| chain(&error))
         }
-        Command::Check { files } => check(&files.options()),
-        Command::Join { root, url, token } => block_on(join(root, url, token)),
+        Command::Check => check(&files.options()),
+        Command::Join { url, token } => block_on(join(files.root, url, token)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -117,7 +115,12 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
         .enable_all()
         .build();
     match runtime {
-        Ok(runtime) => runtime.block_on(future),
+        Ok(runtime) => {
+            let output = runtime.block_on(future);
+            // A thread that waits for a wedged NIC does not keep the agent from ending.
+            runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+            output
+        }
         Err(error) => {
             eprintln!("ferrovia-agent: The operating system refuses threads: {error}");
             std::process::exit(1);
@@ -149,68 +152,27 @@ async fn join(root: PathBuf, url: String, token: String) -> Result<(), String> {
     api::identity::join(&url, token.trim(), &files)
         .await
         .map_err(|error| chain(&error))?;
-    println!(
-        "Joined {url}; the certificate is in {}",
+    print(&format!(
+        "Joined {url}; the certificate is in {}\n",
         files.dir.display()
-    );
-    Ok(())
+    ))
 }
 
-/// Says what the agent would do.
+/// Says what the agent would do, and what this host lacks for it.
 fn check(options: &Options) -> Result<(), String> {
     let config = config::load(&options.config).map_err(|error| chain(&error))?;
-    println!("{}: right", options.config.display());
-    println!("host        {}", config.host);
-    match &config.underlay {
-        None => println!("underlay    none: only ports of this host reach each other"),
-        Some(underlay) => {
-            let uplink = match &underlay.uplink {
-                Uplink::Interface(name) => format!("interface {name} by af_packet"),
-                Uplink::Device(device) => format!("DPDK device {device}"),
-            };
-            let address = underlay
-                .address
-                .map_or("the interface's own address".into(), |a| a.to_string());
-            let mtu = underlay
-                .mtu
-                .map_or("the interface's MTU".into(), |mtu| format!("MTU {mtu}"));
-            println!("underlay    {uplink}, {address}, {mtu}");
-        }
+    print(&check::report(&config, options))?;
+    let missing = block_on(check::missing(&config));
+    if missing.is_empty() {
+        return Ok(());
     }
-    match &config.controller {
-        None => println!("controller  none: runs alone from this file"),
-        Some(controller) if controller.url.starts_with("http://") => {
-            println!(
-                "controller  {} PLAIN: neither encrypted nor authenticated",
-                controller.url
-            );
-        }
-        Some(controller) => println!("controller  {}", controller.url),
+    Err(missing.join("\nferrovia-agent: "))
+}
+
+/// Prints; a closed pipe (`| head`) is no error.
+fn print(text: &str) -> Result<(), String> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error.to_string()),
+        _ => Ok(()),
     }
-    let dataplane = &config.dataplane;
-    println!(
-        "data plane  {} worker(s), {} flows, {} buffers",
-        dataplane.workers, dataplane.flow_capacity, dataplane.buffers
-    );
-    for network in config.alone.networks.values() {
-        println!("network     {} vni {}", network.name, network.vni);
-    }
-    for port in config.alone.ports.values() {
-        let default = || format!("{}/{}.sock", options.paths.vhost_dir().display(), port.name);
-        let socket = port.socket.as_ref().map_or_else(default, |path| {
-            options.paths.relocate(path).display().to_string()
-        });
-        let verb = match port.mode {
-            SocketMode::Server => "listens on",
-            SocketMode::Client => "connects to",
-        };
-        println!(
-            "port        {} in {}, {verb} {socket}",
-            port.name, port.network
-        );
-    }
-    if !config.alone.peers.is_empty() {
-        println!("peers       {}", config.alone.peers.len());
-    }
-    Ok(())
 }

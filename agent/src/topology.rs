@@ -303,6 +303,7 @@ mod tests {
             }],
             dns: vec![],
             routes: vec![],
+            vlan: 0,
         }
     }
 

@@ -89,6 +89,27 @@ pub fn api_port(id: &str, port: &desired::Port, desired: &Desired, host: &str) -
     }
 }
 
+/// A port with a VF as the API shows it, without its status and without what its standby has.
+pub fn api_vf_port(id: &str, port: &desired::VfPort, desired: &Desired, host: &str) -> v1::Port {
+    v1::Port {
+        id: id.to_owned(),
+        name: port.name.clone(),
+        network: port.network.clone(),
+        network_name: desired
+            .networks
+            .get(&port.network)
+            .map(|n| n.name.clone())
+            .unwrap_or_default(),
+        host_name: host.to_owned(),
+        mac: port.mac.to_string(),
+        addresses: port.addresses.iter().map(ToString::to_string).collect(),
+        binding: v1::Binding::Sriov.into(),
+        pool: port.pool.clone().unwrap_or_default(),
+        standby: port.standby,
+        ..v1::Port::default()
+    }
+}
+
 /// Names of virtio-net feature bits (virtio 1.2, 5.1.3 and 6), separated by spaces.
 pub fn feature_names(bits: u64) -> String {
     const NAMES: [(u32, &str); 15] = [

@@ -100,9 +100,7 @@ impl Resources {
                         None => Ok(()),
                     };
                     match network.and_then(|()| self::port(port)) {
-                        Ok(checked) => {
-                            desired.ports.insert(port.id.clone(), checked);
-                        }
+                        Ok(checked) => desired.add(&port.id, checked),
                         Err(why) => {
                             desired
                                 .refused
@@ -183,10 +181,14 @@ fn network(network: &v1::Network) -> Result<desired::Network, String> {
         subnets,
         dns,
         routes,
+        vlan: u16::try_from(network.vlan)
+            .ok()
+            .filter(|vlan| *vlan <= 4094)
+            .ok_or_else(|| format!("The VLAN {} {of} is not within 1 to 4094", network.vlan))?,
     })
 }
 
-fn port(port: &v1::Port) -> Result<desired::Port, String> {
+fn port(port: &v1::Port) -> Result<desired::AnyPort, String> {
     let name = &port.name;
     let of = format!("of port \"{name}\"");
     if !valid_name(name) {
@@ -204,17 +206,16 @@ fn port(port: &v1::Port) -> Result<desired::Port, String> {
     match port.binding() {
         // Without a VF the software path carries an xvio port; the guest does not see which.
         v1::Binding::Unspecified | v1::Binding::Virtio | v1::Binding::Xvio => {}
-        v1::Binding::Sriov | v1::Binding::Tap => {
+        v1::Binding::Sriov => {}
+        v1::Binding::Tap => {
             return Err(format!(
-                "This agent cannot bind port \"{name}\" as {}; create it with binding virtio",
-                if port.binding() == v1::Binding::Tap {
-                    "tap"
-                } else {
-                    "sriov"
-                }
+                "This agent cannot bind port \"{name}\" as tap; create it with binding virtio or sriov"
             ));
         }
     }
+    let vf = (port.binding() == v1::Binding::Sriov)
+        .then(|| vf_port(port, &of))
+        .transpose()?;
     let virtio = port.virtio.unwrap_or_default();
     let queue_pairs = match virtio.queue_pairs {
         0 => 1,
@@ -234,7 +235,7 @@ fn port(port: &v1::Port) -> Result<desired::Port, String> {
         v1::SocketMode::AgentConnects => desired::SocketMode::Client,
         v1::SocketMode::AgentListens | v1::SocketMode::Unspecified => desired::SocketMode::Server,
     };
-    Ok(desired::Port {
+    let virtio = desired::Port {
         name: name.clone(),
         network: port.network.clone(),
         mac: station(&port.mac, &of)?,
@@ -243,6 +244,25 @@ fn port(port: &v1::Port) -> Result<desired::Port, String> {
         queue_size,
         mode,
         socket: None,
+    };
+    let routed = vf.as_ref().is_none_or(|vf| vf.standby);
+    Ok(desired::AnyPort {
+        virtio: routed.then_some(virtio),
+        vf,
+    })
+}
+
+fn vf_port(port: &v1::Port, of: &str) -> Result<desired::VfPort, String> {
+    if !port.pool.is_empty() && !valid_name(&port.pool) {
+        return Err(format!("\"{}\" {of} cannot be a pool's name", port.pool));
+    }
+    Ok(desired::VfPort {
+        name: port.name.clone(),
+        network: port.network.clone(),
+        mac: station(&port.mac, of)?,
+        addresses: addresses(&port.addresses, of)?,
+        pool: (!port.pool.is_empty()).then(|| port.pool.clone()),
+        standby: port.standby,
     })
 }
 
@@ -354,6 +374,31 @@ mod tests {
         other.store_id = "t".into();
         assert!(have.apply(other).is_err());
         assert_eq!(have, before);
+    }
+
+    #[test]
+    fn a_vf_is_no_port_of_the_router_unless_it_has_a_standby() {
+        let mut have = Resources::default();
+        let vf = |id: &str, mac: &str, standby: bool| {
+            let mut resource = port(id, "n", mac);
+            if let Some(Kind::Port(port)) = &mut resource.resource {
+                port.binding = v1::Binding::Sriov.into();
+                port.standby = standby;
+                port.pool = "tenants".into();
+            }
+            resource
+        };
+        let all = vec![
+            network("n", 1),
+            vf("a", "02:00:00:00:00:01", false),
+            vf("b", "02:00:00:00:00:02", true),
+        ];
+        have.apply(step(1, true, all, &[])).unwrap();
+        let desired = have.desired();
+        assert_eq!(desired.ports.keys().collect::<Vec<_>>(), ["b"]);
+        assert_eq!(desired.vf_ports.keys().collect::<Vec<_>>(), ["a", "b"]);
+        assert_eq!(desired.vf_ports["a"].pool.as_deref(), Some("tenants"));
+        assert!(desired.vf_ports["b"].standby && desired.refused.is_empty());
     }
 
     #[test]

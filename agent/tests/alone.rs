@@ -5,6 +5,7 @@ mod support;
 use api::v1;
 use nix::sys::signal::Signal;
 use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
 use std::time::Duration;
 use support::{BLUE, HEAD, Host, is_ready, is_socket, port, status_of};
 
@@ -242,6 +243,25 @@ fn a_wrong_file_is_refused_with_all_its_places() {
 }
 
 #[test]
+fn a_check_takes_its_options_anywhere_and_a_closed_pipe() {
+    let host = Host::new(&two_ports());
+    let program = env!("CARGO_BIN_EXE_ferrovia-agent");
+    let run = |words: &str| {
+        let line = format!("{program} {words}");
+        let output = Command::new("bash")
+            .args(["-o", "pipefail", "-c", &line])
+            .env("ROOT", host.root.path())
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code(), text)
+    };
+    let fine = (Some(0), String::new());
+    assert_eq!(run("--root $ROOT --log-format json check"), fine);
+    assert_eq!(run("check --root $ROOT | true"), fine);
+}
+
+#[test]
 fn what_this_host_has_not_is_one_clear_sentence() {
     let cases = [
         (
@@ -259,10 +279,12 @@ fn what_this_host_has_not_is_one_clear_sentence() {
     ];
     for (config, wanted) in cases {
         let host = Host::new(&format!("{HEAD}{config}"));
-        let output = host.command("run").output().unwrap();
-        let text = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(1), "{text}");
-        assert!(text.contains(wanted), "{wanted} in {text}");
+        for subcommand in ["run", "check"] {
+            let output = host.command(subcommand).output().unwrap();
+            let text = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(1), "{text}");
+            assert!(text.contains(wanted), "{wanted} in {text}");
+        }
     }
     let required = HEAD
         .replace("\"never\"", "\"require\"")

@@ -153,7 +153,8 @@ pub enum Network {
     /// Create a network.
     #[command(after_help = "Examples:
   ferrovia network create blue --subnet 10.1.0.0/24 --subnet fd00:1::/64,slaac --dns 10.1.0.53
-  ferrovia network create red --subnet 10.1.0.0/24,gateway=10.1.0.254 --mtu 1400 --route 10.9.0.0/16=10.1.0.7")]
+  ferrovia network create red --subnet 10.1.0.0/24,gateway=10.1.0.254 --mtu 1400 --route 10.9.0.0/16=10.1.0.7
+  ferrovia network create green --subnet 10.2.0.0/24 --vlan 42")]
     Create {
         name: String,
         /// Prefix, with `,gateway=ADDRESS` and `,slaac` (IPv6 guests form their own address).
@@ -171,6 +172,9 @@ pub enum Network {
         /// VXLAN network identifier; 0: any free one.
         #[arg(long, default_value_t = 0)]
         vni: u32,
+        /// Provider VLAN that VFs of the network's ports are put into; 0: none.
+        #[arg(long, default_value_t = 0)]
+        vlan: u32,
     },
     /// Change a network. Lists given replace the present ones.
     #[command(after_help = "Example:\n  ferrovia network update blue --mtu 1400")]
@@ -186,6 +190,9 @@ pub enum Network {
         dns: Option<Vec<IpAddr>>,
         #[arg(long = "route", value_name = "CIDR=NEXTHOP")]
         routes: Option<Vec<String>>,
+        /// Provider VLAN of VFs; 0: none. Stays while a port has a VF.
+        #[arg(long)]
+        vlan: Option<u32>,
         #[command(flatten)]
         seen: Seen,
     },
@@ -222,6 +229,29 @@ pub struct Rings {
     pub socket_mode: SocketMode,
 }
 
+/// What a port's guest gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum BindingKind {
+    /// A virtio-net device; its packets go through the virtual router.
+    Virtio,
+    /// A VF of a NIC; its packets go through the NIC's own switch, in the network's VLAN.
+    Sriov,
+}
+
+/// How a port is bound.
+#[derive(ClapArgs, Debug, Clone)]
+pub struct Bound {
+    /// What the guest gets.
+    #[arg(long, value_enum, default_value = "virtio")]
+    pub binding: BindingKind,
+    /// Pool that the VF is taken from [default: the agent's sriov_pool].
+    #[arg(long)]
+    pub pool: Option<String>,
+    /// A virtio-net device beside the VF, with the same MAC: the guest's way while it has no VF.
+    #[arg(long)]
+    pub standby: bool,
+}
+
 #[derive(Subcommand, Debug)]
 pub enum Port {
     /// Every port with its state.
@@ -243,7 +273,9 @@ pub enum Port {
     #[command(after_help = "Example:\n  ferrovia port show web-1-blue")]
     Show { port: String },
     /// Create a port.
-    #[command(after_help = "Example:\n  ferrovia port create web-1 --network blue --host h1")]
+    #[command(after_help = "Examples:
+  ferrovia port create web-1 --network blue --host h1
+  ferrovia port create web-1 --network blue --host h1 --binding sriov --wait")]
     Create {
         name: String,
         #[arg(long)]
@@ -256,6 +288,8 @@ pub enum Port {
         /// Address; one of each subnet is taken when none is given.
         #[arg(long = "address")]
         addresses: Vec<IpAddr>,
+        #[command(flatten)]
+        bound: Bound,
         #[command(flatten)]
         rings: Rings,
         /// Free text, such as vm/web-1.
@@ -297,7 +331,9 @@ pub enum Vm {
     /// Create a port and attach it to a libvirt domain, now (if it runs) and for its next starts.
     #[command(after_help = "Examples:
   ferrovia vm attach web-1 --network blue
-  ferrovia vm attach web-1 --network blue --queue-pairs 4 --name web-1-fast")]
+  ferrovia vm attach web-1 --network blue --queue-pairs 4 --name web-1-fast
+  ferrovia vm attach web-1 --network blue --binding sriov
+  ferrovia vm attach web-1 --network blue --binding sriov --standby --pool tenants")]
     Attach {
         /// Name or UUID of the domain.
         domain: String,
@@ -313,6 +349,8 @@ pub enum Vm {
         mac: Option<String>,
         #[arg(long = "address")]
         addresses: Vec<IpAddr>,
+        #[command(flatten)]
+        bound: Bound,
         #[command(flatten)]
         rings: Rings,
         #[command(flatten)]

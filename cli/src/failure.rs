@@ -80,6 +80,14 @@ impl Failure {
         }
     }
 
+    /// Adds what that means and what can be done after the message.
+    pub fn then(self, what: &str) -> Failure {
+        Failure {
+            message: format!("{}; {what}", self.message),
+            ..self
+        }
+    }
+
     /// Prints the message and gives the exit code.
     pub fn report(self) -> ExitCode {
         eprintln!("error: {}", self.message);

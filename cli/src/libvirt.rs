@@ -1,10 +1,14 @@
 //! Libvirt, through `virsh`: works with every distribution's libvirt and needs no library of it.
 
 use crate::failure::Failure;
-use api::v1;
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
+
+mod xml;
+
+use xml::has_interface;
+pub use xml::interfaces_xml;
 
 /// How long the guest may take to give up a device that is unplugged.
 const UNPLUG: Duration = Duration::from_secs(20);
@@ -67,20 +71,45 @@ impl Domain {
         virsh(&self.uri, &args, Some(xml)).map(drop)
     }
 
-    /// Detaches the interface with this MAC from wherever it is, and waits until the guest let go.
+    /// Attaches the interfaces of one port, all or none.
+    pub fn attach_all(&self, mac: &str, interfaces: &[String]) -> Result<(), Failure> {
+        for (done, xml) in interfaces.iter().enumerate() {
+            let Err(failure) = self.attach(xml) else {
+                continue;
+            };
+            if done == 0 {
+                return Err(failure);
+            }
+            return Err(match self.detach(mac) {
+                Ok(()) => failure,
+                Err(left) => failure.then(&format!("what was attached before stays: {left}")),
+            });
+        }
+        Ok(())
+    }
+
+    /// Detaches the interfaces with this MAC from wherever they are, the VF before its standby, and waits
+    /// until the guest let go.
     pub fn detach(&self, mac: &str) -> Result<(), Failure> {
-        let live = self.active && self.has_interface(mac, false)?;
-        let config = self.persistent && self.has_interface(mac, true)?;
+        for kind in ["hostdev", "vhostuser"] {
+            self.detach_kind(kind, mac)?;
+        }
+        Ok(())
+    }
+
+    fn detach_kind(&self, kind: &str, mac: &str) -> Result<(), Failure> {
+        let live = self.active && self.has_interface(kind, mac, false)?;
+        let config = self.persistent && self.has_interface(kind, mac, true)?;
         if !live && !config {
             return Ok(());
         }
         if config {
-            self.detach_interface(mac, false, true)?;
+            self.detach_interface(kind, mac, "--config")?;
         }
         if live {
-            self.detach_interface(mac, true, false)?;
+            self.detach_interface(kind, mac, "--live")?;
             let until = Instant::now() + UNPLUG;
-            while self.has_interface(mac, false)? {
+            while self.has_interface(kind, mac, false)? {
                 if Instant::now() > until {
                     return Err(Failure::unreachable(format!(
                         "The guest of domain \"{}\" did not give up interface {mac} within {} s; its port is kept. \
@@ -95,32 +124,19 @@ impl Domain {
         Ok(())
     }
 
-    fn detach_interface(&self, mac: &str, live: bool, config: bool) -> Result<(), Failure> {
-        let mut args = vec![
-            "detach-interface",
-            self.name.as_str(),
-            "vhostuser",
-            "--mac",
-            mac,
-        ];
-        if live {
-            args.push("--live");
-        }
-        if config {
-            args.push("--config");
-        }
+    fn detach_interface(&self, kind: &str, mac: &str, which: &str) -> Result<(), Failure> {
+        let name = self.name.as_str();
+        let args = ["detach-interface", name, kind, "--mac", mac, which];
         virsh(&self.uri, &args, None).map(drop)
     }
 
-    fn has_interface(&self, mac: &str, inactive: bool) -> Result<bool, Failure> {
+    fn has_interface(&self, kind: &str, mac: &str, inactive: bool) -> Result<bool, Failure> {
         let mut args = vec!["dumpxml", self.name.as_str()];
         if inactive {
             args.push("--inactive");
         }
         let xml = virsh(&self.uri, &args, None)?;
-        Ok(xml
-            .to_ascii_lowercase()
-            .contains(&format!("<mac address='{}'/>", mac.to_ascii_lowercase())))
+        Ok(has_interface(&xml, kind, mac))
     }
 }
 
@@ -171,111 +187,4 @@ fn virsh(uri: &str, args: &[&str], stdin: Option<&str>) -> Result<String, Failur
         "virsh {} failed: {said}",
         args.first().unwrap_or(&"")
     )))
-}
-
-/// The interface element for a port.
-///
-/// It has no `<mtu>`: libvirt 9.0 looks for a network device of the host to set it on, and a vhostuser
-/// interface has none ("Cannot set interface MTU"). Guests learn the MTU by DHCP and router advertisements.
-/// Source: libvirt, `docs/formatdomain.rst`, "vhost-user interface".
-pub fn interface_xml(port: &v1::Port) -> Result<String, Failure> {
-    let status = port.status.clone().unwrap_or_default();
-    if status.socket.is_empty() {
-        return Err(Failure::other(format!(
-            "Port \"{}\" has no socket yet: {}",
-            port.name,
-            if status.reason.is_empty() {
-                "its host's agent has not answered"
-            } else {
-                &status.reason
-            }
-        )));
-    }
-    let virtio = port.virtio.unwrap_or_default();
-    let source = match virtio.mode() {
-        v1::SocketMode::AgentConnects => {
-            format!(
-                "<source type='unix' path='{}' mode='server'/>",
-                escape(&status.socket)
-            )
-        }
-        v1::SocketMode::Unspecified | v1::SocketMode::AgentListens => format!(
-            "<source type='unix' path='{}' mode='client'>\n    <reconnect enabled='yes' timeout='1'/>\n  </source>",
-            escape(&status.socket)
-        ),
-    };
-    let pairs = virtio.queue_pairs.max(1);
-    // libvirt refuses queues='1', and sizes beyond 1024 (QEMU's bound for the driver side).
-    let queues = if pairs > 1 {
-        format!(" queues='{pairs}'")
-    } else {
-        String::new()
-    };
-    let size = virtio.queue_size.clamp(256, 1024);
-    Ok(format!(
-        "<interface type='vhostuser'>\n  <mac address='{}'/>\n  {source}\n  <model type='virtio'/>\n  \
-         <driver{queues} rx_queue_size='{size}' tx_queue_size='{size}'/>\n</interface>",
-        escape(&port.mac)
-    ))
-}
-
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('\'', "&apos;")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn port(mode: v1::SocketMode, pairs: u32) -> v1::Port {
-        v1::Port {
-            name: "web".into(),
-            mac: "02:00:00:00:00:01".into(),
-            virtio: Some(v1::VirtioOptions {
-                queue_pairs: pairs,
-                queue_size: 1024,
-                mode: mode.into(),
-            }),
-            status: Some(v1::PortStatus {
-                socket: "/run/x'y.sock".into(),
-                ..Default::default()
-            }),
-            ..Default::default()
-        }
-    }
-
-    #[test]
-    fn the_side_that_listens_decides_the_mode() {
-        let xml = interface_xml(&port(v1::SocketMode::AgentListens, 1)).unwrap();
-        assert!(
-            xml.contains("mode='client'") && xml.contains("<reconnect enabled='yes'"),
-            "{xml}"
-        );
-        assert!(!xml.contains("queues='"), "{xml}");
-        let xml = interface_xml(&port(v1::SocketMode::AgentConnects, 4)).unwrap();
-        assert!(
-            xml.contains("mode='server'") && !xml.contains("reconnect"),
-            "{xml}"
-        );
-        assert!(xml.contains("queues='4'"), "{xml}");
-    }
-
-    #[test]
-    fn paths_are_escaped() {
-        let xml = interface_xml(&port(v1::SocketMode::AgentListens, 1)).unwrap();
-        assert!(xml.contains("path='/run/x&apos;y.sock'"), "{xml}");
-    }
-
-    #[test]
-    fn a_port_that_no_agent_serves_has_no_xml() {
-        let mut pending = port(v1::SocketMode::AgentListens, 1);
-        pending.status = None;
-        let error = interface_xml(&pending).unwrap_err().to_string();
-        assert!(
-            error.contains("\"web\"") && error.contains("has not answered"),
-            "{error}"
-        );
-    }
 }

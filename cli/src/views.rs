@@ -146,6 +146,8 @@ pub struct Network {
     dns: Vec<String>,
     routes: Vec<Route>,
     gateway_mac: String,
+    /// Provider VLAN of VFs; 0: none.
+    vlan: u32,
 }
 
 /// A subnet of a network.
@@ -190,6 +192,7 @@ impl From<v1::Network> for Network {
                 })
                 .collect(),
             gateway_mac: network.gateway_mac,
+            vlan: network.vlan,
         }
     }
 }
@@ -234,6 +237,13 @@ impl Row for Network {
                 self.routes.iter().map(route).collect::<Vec<_>>().join("\n"),
             ),
             ("GATEWAY MAC", self.gateway_mac.clone()),
+            (
+                "VLAN",
+                match self.vlan {
+                    0 => String::new(),
+                    vlan => vlan.to_string(),
+                },
+            ),
         ]
     }
 }
@@ -256,6 +266,13 @@ pub struct Port {
     guest_connected: bool,
     socket: String,
     owner: String,
+    /// Pool that the VF is taken from; empty: the agent's own choice.
+    pool: String,
+    standby: bool,
+    /// PCI address of the VF.
+    vf: String,
+    /// VLAN that is set on the VF.
+    vlan: u32,
 }
 
 impl From<v1::Port> for Port {
@@ -296,6 +313,31 @@ impl From<v1::Port> for Port {
             guest_connected: status.guest_connected,
             socket: status.socket,
             owner: port.owner,
+            pool: port.pool,
+            standby: port.standby,
+            vf: status.vf,
+            vlan: status.vlan,
+        }
+    }
+}
+
+impl Port {
+    fn has_rings(&self) -> bool {
+        self.binding != "sriov" || self.standby
+    }
+
+    fn binding_line(&self) -> String {
+        match self.standby {
+            true => format!("{}, with a virtio standby", self.binding),
+            false => self.binding.to_owned(),
+        }
+    }
+
+    fn vf_line(&self) -> String {
+        match self.vlan {
+            _ if self.vf.is_empty() => String::new(),
+            0 => format!("{}, untagged", self.vf),
+            vlan => format!("{}, VLAN {vlan}", self.vf),
         }
     }
 }
@@ -344,18 +386,23 @@ impl Row for Port {
             ("HOST", or_dash(&self.host)),
             ("MAC", self.mac.clone()),
             ("ADDRESSES", self.addresses.join(" ")),
-            ("BINDING", self.binding.to_owned()),
+            ("BINDING", self.binding_line()),
+            ("POOL", self.pool.clone()),
             (
                 "QUEUE PAIRS",
-                format!("{} of {} descriptors", self.queue_pairs, self.queue_size),
+                match self.has_rings() {
+                    true => format!("{} of {} descriptors", self.queue_pairs, self.queue_size),
+                    false => String::new(),
+                },
             ),
             ("STATE", state),
+            ("VF", self.vf_line()),
             (
                 "GUEST",
-                if self.guest_connected {
-                    "connected"
-                } else {
-                    "not connected"
+                match (self.has_rings(), self.guest_connected) {
+                    (false, _) => "",
+                    (true, true) => "connected",
+                    (true, false) => "not connected",
                 }
                 .to_owned(),
             ),

@@ -144,7 +144,7 @@ async fn json_has_the_fields_that_scripts_rely_on() {
     network.sort();
     assert_eq!(
         network.join(" "),
-        "dns gateway_mac id mtu name revision routes subnets vni"
+        "dns gateway_mac id mtu name revision routes subnets vlan vni"
     );
     let mut port: Vec<_> = fields(&["port", "create", "p", "--network", "blue"])
         .split(' ')
@@ -153,7 +153,7 @@ async fn json_has_the_fields_that_scripts_rely_on() {
     port.sort();
     assert_eq!(
         port.join(" "),
-        "addresses binding guest_connected host id mac name network owner queue_pairs queue_size reason revision socket state"
+        "addresses binding guest_connected host id mac name network owner pool queue_pairs queue_size reason revision socket standby state vf vlan"
     );
 }
 

@@ -66,7 +66,7 @@ pub fn resource(state: &State, host: Uuid, key: Key) -> Option<(Uuid, v1::Resour
             )
         }
         Key::Peer(id) => {
-            let port = state.port(id)?;
+            let port = state.port(id).filter(|port| port.is_routed())?;
             let there = port
                 .host
                 .filter(|&there| there != host)

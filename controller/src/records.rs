@@ -64,6 +64,8 @@ pub struct Network {
     pub routes: Vec<Route>,
     /// The distributed gateway's MAC.
     pub gateway_mac: Mac,
+    /// Provider VLAN of VFs; 0: none.
+    pub vlan: u32,
 }
 
 /// A subnet of a network.
@@ -133,6 +135,22 @@ pub struct Port {
     pub socket_mode: i32,
     /// Free text.
     pub owner: String,
+    /// Pool of its VF; empty: the agent's own choice.
+    pub pool: String,
+    /// A vhost-user socket beside the VF.
+    pub standby: bool,
+}
+
+impl Port {
+    /// Whether the port has a VF of its own.
+    pub fn has_vf(&self) -> bool {
+        self.binding == api::v1::Binding::Sriov as i32
+    }
+
+    /// Whether the hosts' virtual routers reach it: a VF's frames never come to them.
+    pub fn is_routed(&self) -> bool {
+        !self.has_vf() || self.standby
+    }
 }
 
 /// A join token that was not used yet. Of its secret only the hash is kept.

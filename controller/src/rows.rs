@@ -137,6 +137,7 @@ row!(Network, "network", v1::Network,
             next_hop: required(&route.next_hop)?,
         })).collect::<Result<_, &'static str>>()?,
         gateway_mac: required(&row.gateway_mac)?,
+        vlan: row.vlan,
         name: row.name,
     })
 );
@@ -158,6 +159,8 @@ row!(Port, "port", v1::Port,
             socket_mode: virtio.mode,
             name: row.name,
             owner: row.owner,
+            pool: row.pool,
+            standby: row.standby,
         })
     }
 );

@@ -396,6 +396,8 @@ impl Talk<'_> {
                         reason: clipped(status.reason),
                         socket: clipped(status.socket),
                         guest_connected: status.guest_connected,
+                        vf: clipped(status.vf),
+                        vlan: status.vlan,
                     };
                     if known == v1::PortState::Failed
                         && agent.reports.get(&id) != Some(&port_status)

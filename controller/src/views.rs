@@ -50,6 +50,7 @@ pub fn network(network: &Network) -> v1::Network {
             })
             .collect(),
         gateway_mac: network.gateway_mac.to_string(),
+        vlan: network.vlan,
     }
 }
 
@@ -73,6 +74,8 @@ pub fn bare_port(port: &Port) -> v1::Port {
         network_name: String::new(),
         host_name: String::new(),
         owner: port.owner.clone(),
+        pool: port.pool.clone(),
+        standby: port.standby,
     }
 }
 

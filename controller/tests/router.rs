@@ -134,6 +134,7 @@ fn request() -> impl Strategy<Value = v1::CreateNetworkRequest> {
             subnets,
             dns,
             routes,
+            vlan: 0,
         }
     })
 }

@@ -1,6 +1,6 @@
 //! `[[network]]`, `[[port]]` and `[[peer]]`: what an agent that runs alone has.
 
-use crate::desired::{self, Desired, MAX_VNI, SocketMode};
+use crate::desired::{self, Desired, MAX_VNI, SocketMode, valid_name};
 use checked_toml::{At, Collector, Table};
 use flow::MacAddr;
 use ipnet::IpNet;
@@ -18,6 +18,7 @@ pub(super) struct FileNetwork {
     pub(super) vni: Option<At<u64>>,
     pub(super) mtu: Option<At<u64>>,
     pub(super) gateway_mac: Option<At<MacAddr>>,
+    pub(super) vlan: Option<At<u64>>,
     pub(super) subnets: Vec<FileSubnet>,
     pub(super) dns: Vec<At<IpAddr>>,
     pub(super) routes: Vec<FileRoute>,
@@ -51,6 +52,13 @@ pub(super) struct FilePort {
     pub(super) queue_size: u16,
     pub(super) mode: SocketMode,
     pub(super) socket: Option<At<String>>,
+    pub(super) vf: Option<FileVf>,
+}
+
+/// What a port of binding sriov has beside.
+pub(super) struct FileVf {
+    pub(super) pool: Option<String>,
+    pub(super) standby: bool,
 }
 
 pub(super) struct FilePeer {
@@ -96,6 +104,7 @@ fn network(mut table: Table<'_, '_>, out: &mut Collector<'_>) -> Option<FileNetw
     }
     let mtu = table.number("mtu", 576..=65_000, out);
     let gateway_mac = table.parsed("gateway_mac", MAC, out);
+    let vlan = table.number("vlan", 1..=4094, out);
     let dns = table.parsed_list("dns", IP, out);
     let mut subnets = Vec::new();
     for mut subnet in table.tables("subnets", out) {
@@ -135,10 +144,45 @@ fn network(mut table: Table<'_, '_>, out: &mut Collector<'_>) -> Option<FileNetw
         vni,
         mtu,
         gateway_mac,
+        vlan,
         subnets,
         dns,
         routes,
     })
+}
+
+/// `binding`, and the keys that only a port with a VF has.
+fn vf(table: &mut Table<'_, '_>, out: &mut Collector<'_>) -> Option<FileVf> {
+    let binding = table.string("binding", out);
+    let pool = table.string("pool", out);
+    let standby = table.boolean("standby", out);
+    if let Some(at) = pool.as_ref().filter(|at| !valid_name(&at.value)) {
+        out.add(
+            at.span.clone(),
+            "A pool's name is 1 to 63 of a-z, 0-9 and -, and starts with a letter",
+        );
+    }
+    match binding {
+        Some(at) if at.value == "sriov" => {
+            return Some(FileVf {
+                pool: pool.map(|at| at.value),
+                standby: standby.is_some_and(|at| at.value),
+            });
+        }
+        Some(at) if at.value != "virtio" => out.add(
+            at.span,
+            "binding is \"virtio\" (a device of the agent) or \"sriov\" (a VF of a NIC)",
+        ),
+        _ => {}
+    }
+    let spans = [pool.map(|at| at.span), standby.map(|at| at.span)];
+    for span in spans.into_iter().flatten() {
+        out.add(
+            span,
+            "Only a port with binding = \"sriov\" has a pool and a standby; add that, or remove this",
+        );
+    }
+    None
 }
 
 fn port(mut table: Table<'_, '_>, out: &mut Collector<'_>) -> Option<FilePort> {
@@ -169,6 +213,7 @@ fn port(mut table: Table<'_, '_>, out: &mut Collector<'_>) -> Option<FilePort> {
         _ => SocketMode::Server,
     };
     let socket = table.string("socket", out);
+    let vf = vf(&mut table, out);
     table.finish(out);
     Some(FilePort {
         span,
@@ -180,6 +225,7 @@ fn port(mut table: Table<'_, '_>, out: &mut Collector<'_>) -> Option<FilePort> {
         queue_size,
         mode,
         socket,
+        vf,
     })
 }
 
@@ -249,6 +295,7 @@ impl Resources {
                     subnets,
                     dns: network.dns.into_iter().map(|at| at.value).collect(),
                     routes,
+                    vlan: network.vlan.map_or(0, |at| at.value as u16),
                 },
             );
         }
@@ -257,19 +304,30 @@ impl Resources {
                 continue;
             };
             let name = port.name.value;
-            desired.ports.insert(
-                name.clone(),
-                desired::Port {
-                    name,
-                    network: network.value,
-                    mac: mac.value,
-                    addresses: port.addresses.into_iter().map(|at| at.value).collect(),
-                    queue_pairs: port.queue_pairs,
-                    queue_size: port.queue_size,
-                    mode: port.mode,
-                    socket: port.socket.map(|at| PathBuf::from(at.value)),
-                },
-            );
+            let virtio = desired::Port {
+                name: name.clone(),
+                network: network.value,
+                mac: mac.value,
+                addresses: port.addresses.into_iter().map(|at| at.value).collect(),
+                queue_pairs: port.queue_pairs,
+                queue_size: port.queue_size,
+                mode: port.mode,
+                socket: port.socket.map(|at| PathBuf::from(at.value)),
+            };
+            let vf = port.vf.map(|vf| desired::VfPort {
+                name: name.clone(),
+                network: virtio.network.clone(),
+                mac: virtio.mac,
+                addresses: virtio.addresses.clone(),
+                pool: vf.pool,
+                standby: vf.standby,
+            });
+            let routed = vf.as_ref().is_none_or(|vf| vf.standby);
+            let port = desired::AnyPort {
+                virtio: routed.then_some(virtio),
+                vf,
+            };
+            desired.add(&name, port);
         }
         for (index, peer) in self.peers.into_iter().enumerate() {
             let (Some(network), Some(mac), Some(vtep)) = (peer.network, peer.mac, peer.vtep) else {

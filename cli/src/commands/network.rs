@@ -34,6 +34,7 @@ pub async fn run(global: &Global, command: Network) -> Result<(), Failure> {
             routes,
             mtu,
             vni,
+            vlan,
         } => {
             let request = v1::CreateNetworkRequest {
                 name,
@@ -42,6 +43,7 @@ pub async fn run(global: &Global, command: Network) -> Result<(), Failure> {
                 subnets: parse_all(&subnets, subnet)?,
                 dns: texts(dns),
                 routes: parse_all(&routes, route)?,
+                vlan,
             };
             let network = global.controller().await?.create_network(request).await?;
             return global
@@ -55,6 +57,7 @@ pub async fn run(global: &Global, command: Network) -> Result<(), Failure> {
             subnets,
             dns,
             routes,
+            vlan,
             seen,
         } => v1::UpdateNetworkRequest {
             r#ref: network,
@@ -67,6 +70,7 @@ pub async fn run(global: &Global, command: Network) -> Result<(), Failure> {
             dns: texts(dns.unwrap_or_default()),
             set_routes: routes.is_some(),
             routes: parse_all(&routes.unwrap_or_default(), route)?,
+            vlan,
         },
     };
     let network = global.controller().await?.update_network(request).await?;

@@ -1,7 +1,7 @@
 //! `ferrovia port`, and what `vm` needs of ports.
 
 use super::PAGE;
-use crate::args::{Global, Port, Rings, SocketMode};
+use crate::args::{BindingKind, Global, Port, Rings, SocketMode};
 use crate::failure::Failure;
 use crate::{libvirt, output, views};
 use api::v1;
@@ -49,7 +49,7 @@ pub async fn run(global: &Global, command: Port) -> Result<(), Failure> {
                 .get_port(v1::GetRequest { r#ref: port })
                 .await?
                 .into_inner();
-            return output::print(&libvirt::interface_xml(&port)?);
+            return output::print(&libvirt::interfaces_xml(&port)?.join("\n"));
         }
         Port::Show { port } => client
             .get_port(v1::GetRequest { r#ref: port })
@@ -61,6 +61,7 @@ pub async fn run(global: &Global, command: Port) -> Result<(), Failure> {
             host,
             mac,
             addresses,
+            bound,
             rings,
             owner,
             wait,
@@ -71,13 +72,20 @@ pub async fn run(global: &Global, command: Port) -> Result<(), Failure> {
                 host: host.unwrap_or_default(),
                 mac: mac.unwrap_or_default(),
                 addresses: addresses.iter().map(ToString::to_string).collect(),
-                binding: v1::Binding::Virtio.into(),
+                binding: v1::Binding::from(bound.binding).into(),
                 virtio: Some(rings.into()),
                 owner,
+                pool: bound.pool.unwrap_or_default(),
+                standby: bound.standby,
             };
             let port = client.create_port(request).await?.into_inner();
             if wait {
-                ready(&mut client, port).await?
+                let name = port.name.clone();
+                ready(&mut client, port).await.map_err(|failure| {
+                    failure.then(&format!(
+                        "the port is kept and is made ready when it can be; `ferrovia port delete {name}` removes it"
+                    ))
+                })?
             } else {
                 port
             }
@@ -164,6 +172,15 @@ pub async fn ready(
             .get_port(v1::GetRequest { r#ref: port.id })
             .await?
             .into_inner();
+    }
+}
+
+impl From<BindingKind> for v1::Binding {
+    fn from(kind: BindingKind) -> Self {
+        match kind {
+            BindingKind::Virtio => v1::Binding::Virtio,
+            BindingKind::Sriov => v1::Binding::Sriov,
+        }
     }
 }
 

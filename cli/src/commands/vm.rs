@@ -1,9 +1,10 @@
 //! `ferrovia vm`: a port and a libvirt interface, made and undone together.
 
 use super::port;
+use crate::args::BindingKind;
 use crate::args::{Global, Vm};
 use crate::failure::Failure;
-use crate::libvirt::{Domain, interface_xml};
+use crate::libvirt::{Domain, interfaces_xml};
 use crate::{output::Row, views};
 use api::v1;
 use serde::Serialize;
@@ -21,11 +22,15 @@ pub async fn run(global: &Global, command: Vm) -> Result<(), Failure> {
             host,
             mac,
             addresses,
+            bound,
             rings,
             libvirt,
         } => {
             let domain = Domain::find(&libvirt.connect, &domain)?;
-            domain.check_shared_memory()?;
+            // A VF works on the guest's memory by itself; a vhost-user device by us.
+            if bound.binding == BindingKind::Virtio || bound.standby {
+                domain.check_shared_memory()?;
+            }
             let host = match host {
                 Some(host) => host,
                 None => this_host(global).await?,
@@ -37,14 +42,16 @@ pub async fn run(global: &Global, command: Vm) -> Result<(), Failure> {
                 host,
                 mac: mac.unwrap_or_default(),
                 addresses: addresses.iter().map(ToString::to_string).collect(),
-                binding: v1::Binding::Virtio.into(),
+                binding: v1::Binding::from(bound.binding).into(),
                 virtio: Some(rings.into()),
                 owner: format!("{OWNER}{}", domain.name),
+                pool: bound.pool.unwrap_or_default(),
+                standby: bound.standby,
             };
             let created = client.create_port(request).await?.into_inner();
             let attached = async {
                 let port = port::ready(&mut client, created.clone()).await?;
-                domain.attach(&interface_xml(&port)?)?;
+                domain.attach_all(&port.mac, &interfaces_xml(&port)?)?;
                 Ok(port)
             };
             let attached = tokio::select! {

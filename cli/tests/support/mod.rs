@@ -174,6 +174,8 @@ pub async fn agent(lab: &Lab, host: &str) -> tokio::task::JoinHandle<()> {
                     status: Some(v1::PortStatus {
                         state: v1::PortState::Ready.into(),
                         socket: "/run/ferrovia/vhost/x.sock".into(),
+                        vf: "0000:3b:02.1".into(),
+                        vlan: 42,
                         ..Default::default()
                     }),
                 })

@@ -26,6 +26,8 @@ const MAX_MTU: u32 = 65000;
 const MAX_SUBNETS: usize = 16;
 const MAX_DNS: usize = 8;
 const MAX_ROUTES: usize = 64;
+/// IEEE 802.1Q-2018, table 9-2: 4095 is reserved.
+const MAX_VLAN: u32 = 4094;
 
 /// Finds a network by id or name.
 ///
@@ -212,10 +214,46 @@ fn mtu(state: &State, network: &str, asked: u32, subnets: &[Subnet]) -> Result<u
     Ok(mtu)
 }
 
+/// Checks a provider VLAN; 0 is none.
+fn vlan(state: &State, network: &str, asked: u32) -> Result<u32, Refusal> {
+    if asked > MAX_VLAN {
+        return Err(Refusal::invalid(format!(
+            "Network {network} cannot have VLAN {asked}; use 1 to {MAX_VLAN}, or 0 for none"
+        )));
+    }
+    // Two networks in one VLAN would hear each other.
+    let other = state
+        .networks()
+        .find(|other| asked != 0 && other.vlan == asked && other.name != network);
+    match other {
+        Some(other) => Err(Refusal::taken(format!(
+            "VLAN {asked} is network {}'s; choose another, or 0 for none",
+            other.name
+        ))),
+        None => Ok(asked),
+    }
+}
+
+/// A VF keeps the VLAN that it was given, so the network's must not change under it.
+fn check_vlan_in_use(state: &State, old: &Network) -> Result<(), Refusal> {
+    let ports = state.ports_in(old.id).into_iter().flatten();
+    let with_vf = ports.filter(|(_, id)| state.port(**id).is_some_and(|port| port.has_vf()));
+    let names: Vec<&String> = with_vf.map(|(name, _)| name).collect();
+    if names.is_empty() {
+        return Ok(());
+    }
+    Err(Refusal::precondition(format!(
+        "VLAN {} of network {} is set on the VFs of its ports: {}; delete them first",
+        old.vlan,
+        old.name,
+        some_names(names.into_iter())
+    )))
+}
+
 /// Creates a network.
 ///
 /// # Errors
-/// Anything wrong with a field, a taken name or VNI, an MTU above an underlay's.
+/// Anything wrong with a field, a taken name, VNI or VLAN, an MTU above an underlay's.
 pub fn create(
     state: &State,
     plan: &mut Plan,
@@ -227,6 +265,7 @@ pub fn create(
     let dns = dns(&request.dns)?;
     let routes = routes(name, &request.routes, &subnets)?;
     let mtu = mtu(state, name, request.mtu, &subnets)?;
+    let vlan = vlan(state, name, request.vlan)?;
     let vni = match request.vni {
         0 => state.free_vni().ok_or_else(|| {
             Refusal::exhausted(format!(
@@ -264,6 +303,7 @@ pub fn create(
         dns,
         routes,
         gateway_mac,
+        vlan,
     });
     plan.push(Change::PutNetwork(network.clone()));
     Ok(network)
@@ -306,6 +346,10 @@ pub fn update(
             request.mtu.unwrap_or(old.mtu),
             &new.subnets,
         )?;
+    }
+    if let Some(asked) = request.vlan.filter(|asked| *asked != old.vlan) {
+        new.vlan = vlan(state, &old.name, asked)?;
+        check_vlan_in_use(state, old)?;
     }
     if new == **old {
         return Ok(old.clone());

@@ -90,6 +90,25 @@ fn virtio(name: &str, asked: Option<v1::VirtioOptions>) -> Result<v1::VirtioOpti
     Ok(options)
 }
 
+/// Checks what only a port with a VF can ask for.
+fn vf_options(request: &v1::CreatePortRequest) -> Result<(), Refusal> {
+    let name = &request.name;
+    if request.binding != v1::Binding::Sriov as i32 {
+        let option = match (request.standby, request.pool.is_empty()) {
+            (true, _) => "a standby",
+            (_, false) => "a pool",
+            (false, true) => return Ok(()),
+        };
+        return Err(Refusal::invalid(format!(
+            "Port {name} asks for {option}, which only binding sriov has; use that binding or leave it out"
+        )));
+    }
+    if request.pool.is_empty() {
+        return Ok(());
+    }
+    fields::name("pool", &request.pool)
+}
+
 fn binding(name: &str, asked: i32) -> Result<i32, Refusal> {
     match v1::Binding::try_from(asked) {
         Ok(v1::Binding::Unspecified) => Ok(v1::Binding::Virtio as i32),
@@ -121,6 +140,7 @@ pub fn create(
     }
     fields::text("owner", &request.owner)?;
     let binding = binding(name, request.binding)?;
+    vf_options(request)?;
     let virtio = virtio(name, request.virtio)?;
     let given = given_addresses(state, network, &request.addresses)?;
     let id = Uuid::new_v4();
@@ -157,6 +177,8 @@ pub fn create(
         queue_size: virtio.queue_size,
         socket_mode: virtio.mode,
         owner: request.owner.clone(),
+        pool: request.pool.clone(),
+        standby: request.standby,
     });
     plan.push(Change::PutPort(port.clone()));
     Ok(port)
