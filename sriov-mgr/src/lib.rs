@@ -12,6 +12,7 @@ mod allocation;
 mod device;
 mod ethtool;
 mod health;
+pub mod helper;
 mod inventory;
 mod journal;
 pub mod kernel;

@@ -6,6 +6,7 @@
 
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
+pub mod real;
 mod state;
 
 pub use state::{
@@ -14,6 +15,7 @@ pub use state::{
 
 use crate::address::PciAddress;
 use crate::device::Device;
+use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// The kernel's part in partitioning NICs.
@@ -87,7 +89,8 @@ pub trait Kernel: Send + Sync {
 }
 
 /// The kernel did not do what it was asked.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum KernelError {
     /// It refused.
     #[error("{what} on {device} was refused: {}{}", errno_text(*errno), hint.as_deref().map(|h| format!("; {h}")).unwrap_or_default())]

@@ -1,0 +1,239 @@
+//! The running host's kernel: sysfs, rtnetlink VF attributes and devlink, each operation in a helper process
+//! with a deadline.
+//!
+//! [`RealKernel`] is the agent's side. What the operations do is in [`act`], what they read in `look`; both run
+//! in the helper.
+
+pub(crate) mod act;
+pub(crate) mod devlink;
+pub(crate) mod holders;
+pub(crate) mod links;
+pub(crate) mod look;
+pub(crate) mod namespaces;
+#[cfg(test)]
+pub(crate) mod testtree;
+pub(crate) mod tree;
+pub(crate) mod vf_attributes;
+pub(crate) mod wire;
+
+use super::{EswitchMode, Kernel, KernelError, PfState, VfChange, VfState};
+use crate::address::PciAddress;
+use crate::device::Device;
+use crate::helper::{HelperCommand, Lane, Request};
+use act::{Action, Answer};
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tree::Tree;
+
+/// The kernel of this host.
+pub struct RealKernel {
+    command: HelperCommand,
+    deadline: Duration,
+    tree: Tree,
+    /// Two helpers a PF: reads go on while a change is made.
+    lanes: Mutex<HashMap<(Device, bool), Arc<Lane>>>,
+}
+
+impl RealKernel {
+    /// With helpers started by `command`, which are given up when they have not answered within `deadline`.
+    pub fn new(command: HelperCommand, deadline: Duration) -> RealKernel {
+        RealKernel {
+            command,
+            deadline,
+            tree: Tree(PathBuf::from("/")),
+            lanes: Mutex::new(HashMap::new()),
+        }
+    }
+
+    fn lane(&self, pf: &Device, reads: bool) -> Arc<Lane> {
+        let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+        let lane = lanes.entry((pf.clone(), reads));
+        Arc::clone(lane.or_insert_with(|| Arc::new(Lane::new(self.command.clone(), self.deadline))))
+    }
+
+    fn ask(&self, pf: &Device, action: Action) -> Result<Answer, KernelError> {
+        let reads = action.reads();
+        // A device that is not there gets no helpers, or anybody who asks could start any number of them.
+        look::present(&self.tree, pf)?;
+        if let (false, Some((what, after))) = (reads, self.hangs(pf)) {
+            return Err(KernelError::Wedged {
+                device: pf.to_string(),
+                what,
+                after,
+            });
+        }
+        self.lane(pf, reads).ask(&Request {
+            device: pf.clone(),
+            action,
+            // It must answer before we give it up.
+            patience: self.deadline / 2,
+        })
+    }
+
+    fn change(&self, pf: &Device, action: Action) -> Result<(), KernelError> {
+        match self.ask(pf, action)? {
+            Answer::Done => Ok(()),
+            other => Err(senseless(pf, &other)),
+        }
+    }
+
+    /// A change to a PCI function goes through the helper of its PF.
+    fn change_function(&self, function: PciAddress, action: Action) -> Result<(), KernelError> {
+        let dir = look::present(&self.tree, &Device::Pci(function))?;
+        let pf = dir.link_name("physfn").and_then(|name| name.parse().ok());
+        self.change(&Device::Pci(pf.unwrap_or(function)), action)
+    }
+
+    /// The change to `pf` that hangs.
+    fn hangs(&self, pf: &Device) -> Option<(String, Duration)> {
+        let lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+        let lane = lanes.get(&(pf.clone(), false)).cloned();
+        drop(lanes);
+        lane?.stuck()
+    }
+}
+
+fn senseless(pf: &Device, answer: &Answer) -> KernelError {
+    KernelError::Failed {
+        device: pf.to_string(),
+        what: "Asking the helper process".into(),
+        why: format!("it answered something else: {answer:?}")
+            .chars()
+            .take(200)
+            .collect(),
+    }
+}
+
+impl Kernel for RealKernel {
+    fn boot_id(&self) -> Result<String, KernelError> {
+        let file = self.tree.0.join("proc/sys/kernel/random/boot_id");
+        let id = std::fs::read_to_string(&file).map_err(|error| KernelError::Failed {
+            device: "this host".into(),
+            what: "Reading the boot's id".into(),
+            why: format!("{}: {error}", file.display()),
+        })?;
+        Ok(id.trim().to_owned())
+    }
+
+    fn pfs(&self) -> Result<Vec<Device>, KernelError> {
+        Ok(self.tree.pfs())
+    }
+
+    fn pf(&self, pf: &Device) -> Result<PfState, KernelError> {
+        // Reading sriov_numvfs waits for the one that writes it.
+        let cautious = self.hangs(pf).is_some();
+        match self.ask(pf, Action::Pf { cautious })? {
+            Answer::Pf(state) => Ok(state),
+            other => Err(senseless(pf, &other)),
+        }
+    }
+
+    fn vfs(&self, pf: &Device) -> Result<Vec<VfState>, KernelError> {
+        self.not_hanging(pf)?;
+        match self.ask(pf, Action::Vfs)? {
+            Answer::Vfs(vfs) => Ok(vfs),
+            other => Err(senseless(pf, &other)),
+        }
+    }
+
+    fn vf(&self, pf: &Device, index: u32) -> Result<VfState, KernelError> {
+        self.not_hanging(pf)?;
+        match self.ask(pf, Action::Vf(index))? {
+            Answer::Vfs(mut vfs) if vfs.len() == 1 => Ok(vfs.remove(0)),
+            other => Err(senseless(pf, &other)),
+        }
+    }
+
+    fn set_autoprobe(&self, pf: &Device, on: bool) -> Result<(), KernelError> {
+        self.change(pf, Action::Autoprobe(on))
+    }
+
+    fn set_num_vfs(&self, pf: &Device, count: u32) -> Result<(), KernelError> {
+        self.change(pf, Action::NumVfs(count))
+    }
+
+    fn set_eswitch(&self, pf: &Device, mode: EswitchMode) -> Result<(), KernelError> {
+        self.change(pf, Action::Eswitch(mode))
+    }
+
+    fn set_mtu(&self, pf: &Device, mtu: u32) -> Result<(), KernelError> {
+        self.change(pf, Action::Mtu(mtu))
+    }
+
+    fn set_up(&self, pf: &Device, up: bool) -> Result<(), KernelError> {
+        self.change(pf, Action::Up(up))
+    }
+
+    fn set_vf(&self, pf: &Device, index: u32, change: &VfChange) -> Result<(), KernelError> {
+        self.change(pf, Action::SetVf(index, change.clone()))
+    }
+
+    fn unbind(&self, function: PciAddress) -> Result<(), KernelError> {
+        self.change_function(function, Action::Unbind(function))
+    }
+
+    fn set_driver_override(
+        &self,
+        function: PciAddress,
+        driver: Option<&str>,
+    ) -> Result<(), KernelError> {
+        let driver = driver.map(str::to_owned);
+        self.change_function(function, Action::DriverOverride(function, driver))
+    }
+
+    fn probe(&self, function: PciAddress) -> Result<(), KernelError> {
+        self.change_function(function, Action::Probe(function))
+    }
+
+    fn reset(&self, function: PciAddress) -> Result<(), KernelError> {
+        self.change_function(function, Action::Reset(function))
+    }
+
+    fn holders(&self, pf: &Device, index: u32) -> Result<Vec<String>, KernelError> {
+        match self.ask(pf, Action::Holders(index))? {
+            Answer::Holders(holders) => Ok(holders),
+            other => Err(senseless(pf, &other)),
+        }
+    }
+
+    fn wedged(&self, pf: &Device) -> Option<String> {
+        let (what, after) = self.hangs(pf).or_else(|| self.changed_by_another(pf))?;
+        let device = pf.to_string();
+        Some(
+            KernelError::Wedged {
+                device,
+                what,
+                after,
+            }
+            .to_string(),
+        )
+    }
+}
+
+impl RealKernel {
+    /// Reading the VFs takes locks that an operation which hangs may hold.
+    fn not_hanging(&self, pf: &Device) -> Result<(), KernelError> {
+        match self.hangs(pf) {
+            Some((what, after)) => Err(KernelError::Wedged {
+                device: pf.to_string(),
+                what,
+                after,
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// A change that the helper of an earlier agent has not ended.
+    fn changed_by_another(&self, pf: &Device) -> Option<(String, Duration)> {
+        let lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+        let ours = lanes.get(&(pf.clone(), false)).cloned();
+        drop(lanes);
+        // Our own helper has the lock while it works.
+        if ours.is_some_and(|lane| lane.is_busy()) || !act::is_being_changed(&self.tree, pf) {
+            return None;
+        }
+        Some((act::BUSY_ELSEWHERE.to_owned(), Duration::ZERO))
+    }
+}
