@@ -55,6 +55,10 @@ Example:
         #[arg(long)]
         token: String,
     },
+    /// The self-test of a VF, in a process that the agent can give up: a request on standard input, steps
+    /// on standard output.
+    #[command(hide = true)]
+    VfioCheck,
 }
 
 #[derive(Args)]
@@ -98,6 +102,7 @@ fn main() -> ExitCode {
         }
         Command::Check => check(&files.options()),
         Command::Join { url, token } => block_on(join(files.root, url, token)),
+        Command::VfioCheck => sriov_mgr::vfio::serve_check().map_err(|error| chain(&error)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -76,7 +76,7 @@ impl StepName {
 
 impl fmt::Display for StepName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
+        f.pad(self.name())
     }
 }
 
@@ -198,23 +198,38 @@ impl fmt::Display for CheckReport {
 ///
 /// May block for ever on a broken device: to be called in a process that can be given up.
 pub fn check(request: &CheckRequest, progress: &mut dyn FnMut(&Step)) -> CheckReport {
-    let started = std::time::Instant::now();
+    let (facts, verdict) = check_verdict(request);
+    let mut steps = Vec::new();
+    check_with(&facts, &verdict, &mut |step| {
+        progress(&step);
+        steps.push(step);
+    });
+    add_skipped(&mut steps, progress);
+    CheckReport {
+        address: request.function,
+        verdict,
+        steps,
+    }
+}
+
+/// What there is to know without opening anything.
+pub(super) fn check_verdict(request: &CheckRequest) -> (Facts, Verdict) {
     let facts = Facts::read(Path::new("/"), request.function);
     let verdict = Verdict::of(&facts, Purpose::Open, &request.force);
-    let mut steps = Vec::new();
-    let viability = Step::new(
-        StepName::Viability,
-        viability(&facts, &verdict),
-        started.elapsed(),
-    );
-    progress(&viability);
-    steps.push(viability);
+    (facts, verdict)
+}
+
+/// Every step that can be made, handed on as it is done.
+pub(super) fn check_with(facts: &Facts, verdict: &Verdict, done: &mut dyn FnMut(Step)) {
+    let result = viability(facts, verdict);
+    done(Step::new(StepName::Viability, result, Duration::ZERO));
     if verdict.viable() {
-        self_test::run(&facts, &mut |step| {
-            progress(&step);
-            steps.push(step);
-        });
+        self_test::run(facts, done);
     }
+}
+
+/// Adds the steps that were not made.
+pub(super) fn add_skipped(steps: &mut Vec<Step>, progress: &mut dyn FnMut(&Step)) {
     for name in StepName::ALL {
         if !steps.iter().any(|step| step.name == name) {
             let why = "a step before it did not pass".to_owned();
@@ -222,11 +237,6 @@ pub fn check(request: &CheckRequest, progress: &mut dyn FnMut(&Step)) -> CheckRe
             progress(&step);
             steps.push(step);
         }
-    }
-    CheckReport {
-        address: request.function,
-        verdict,
-        steps,
     }
 }
 

@@ -15,6 +15,7 @@
 //! The number of an IOMMU group is read anew each time: it changes from boot to boot.
 
 mod check;
+mod child;
 mod facts;
 mod ioctl;
 mod obstacle;
@@ -24,6 +25,7 @@ mod self_test;
 mod verdict;
 
 pub use check::{CheckReport, CheckRequest, Step, StepName, StepResult, check};
+pub use child::{ChildError, check_in_child, serve_check};
 pub use facts::{Facts, Group, GroupType, Host, Member, ReservedRegion};
 pub use obstacle::{Force, Obstacle};
 pub use reset::{ResetError, reset};
