@@ -146,6 +146,18 @@ impl Area {
         }
     }
 
+    /// Sets bits of the byte at `offset`, in one step with whoever else changes it.
+    #[inline]
+    pub(crate) fn set_bits(&self, offset: usize, bits: u8) {
+        if offset < self.len {
+            // SAFETY: in bounds as just checked, mapped as long as `self` is, and only ever
+            // accessed atomically or with volatile copies by this process.
+            let byte =
+                unsafe { std::sync::atomic::AtomicU8::from_ptr(self.ptr.add(offset).as_ptr()) };
+            byte.fetch_or(bits, Ordering::SeqCst);
+        }
+    }
+
     /// The alignment of its first byte, as far as `align` (a power of two) is concerned.
     pub(crate) fn is_aligned_to(&self, align: usize) -> bool {
         self.ptr.as_ptr().addr().is_multiple_of(align)

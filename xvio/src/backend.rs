@@ -131,11 +131,13 @@ pub struct PairCounters {
 }
 
 type Listeners = Vec<Arc<dyn Fn(&Status) + Send + Sync>>;
+type MoveListeners = Vec<Arc<dyn Fn([u8; 6]) + Send + Sync>>;
 
 /// What the port's owner and its message thread share.
 pub(crate) struct Shared {
     status: Mutex<Status>,
     listeners: Mutex<Listeners>,
+    move_listeners: Mutex<MoveListeners>,
     stop: AtomicBool,
     /// Wakes the message thread: to stop, or because a worker stopped a ring.
     alarm: Arc<EventFd>,
@@ -169,6 +171,16 @@ impl Shared {
         let listeners = lock(&self.listeners).clone();
         for listener in listeners {
             listener(&status);
+        }
+    }
+}
+
+impl Shared {
+    /// Tells that a guest has moved here, outside of the locks.
+    pub(crate) fn moved(&self, mac: [u8; 6]) {
+        let listeners = lock(&self.move_listeners).clone();
+        for listener in listeners {
+            listener(mac);
         }
     }
 }
@@ -225,6 +237,7 @@ impl Backend {
         let shared = Arc::new(Shared {
             status: Mutex::new(Status::new(state)),
             listeners: Mutex::default(),
+            move_listeners: Mutex::default(),
             stop: AtomicBool::new(false),
             alarm,
         });
@@ -268,6 +281,15 @@ impl Backend {
         let f: Arc<dyn Fn(&Status) + Send + Sync> = Arc::from(f);
         lock(&self.shared.listeners).push(Arc::clone(&f));
         f(&self.status());
+    }
+
+    /// Calls `f` on the message thread when the guest has been moved here by a live migration and
+    /// cannot tell its network so itself (vhost-user SEND_RARP; a driver with GUEST_ANNOUNCE sends
+    /// gratuitous ARP of its own, and this is not called). The argument is the guest's MAC address
+    /// as the frontend says it: compare it with the port's. [`crate::rarp`] makes the frame that a
+    /// switch which learns addresses should be sent. At most one call in 10 ms.
+    pub fn on_move(&self, f: Box<dyn Fn([u8; 6]) + Send + Sync>) {
+        lock(&self.shared.move_listeners).push(Arc::from(f));
     }
 }
 

@@ -17,13 +17,16 @@ use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::dirty::{Bitmap, Log};
 use crate::features::{
-    F_EVENT_IDX, F_GUEST_CSUM, F_IN_ORDER, F_INDIRECT_DESC, F_PROTOCOL_FEATURES, F_RING_PACKED,
-    header_len,
+    F_EVENT_IDX, F_GUEST_CSUM, F_IN_ORDER, F_INDIRECT_DESC, F_LOG_ALL, F_PROTOCOL_FEATURES,
+    F_RING_PACKED, header_len,
 };
+use crate::hooks::{DirtyLog, Inflight};
+use crate::inflight::Table;
 use crate::memory::GuestMemory;
 use crate::queue::{Notifier, Queue, Running, Slot};
-use crate::ring::{Direction, Ring as Vring, RingConfig};
+use crate::ring::{Broken, DESCRIPTOR, Direction, Ring as Vring, RingConfig};
 
 /// What the frontend has said about the kick descriptor of a ring.
 #[derive(Debug, Default)]
@@ -54,6 +57,8 @@ pub(crate) struct Setup {
     pub(crate) call: Option<Arc<Notifier>>,
     pub(crate) err: Option<Arc<Notifier>>,
     pub(crate) enabled: bool,
+    /// Writes to the ring itself go into the dirty log.
+    pub(crate) logged: bool,
 }
 
 /// One ring, control side.
@@ -65,20 +70,36 @@ pub(crate) struct Ring {
     broken: bool,
     /// Even vrings receive (we write), odd ones transmit (virtio 1.2, 5.1.2).
     to_guest: bool,
+    index: usize,
+}
+
+/// What all rings of a device have in common.
+#[derive(Clone, Debug, Default)]
+struct Common {
+    /// Accepted features, once SET_FEATURES came.
+    features: Option<u64>,
+    memory: Arc<GuestMemory>,
+    /// The dirty log of a migration, and whom to tell of it.
+    log: Option<Arc<Bitmap>>,
+    log_told: Option<Arc<Notifier>>,
+    /// The in-flight table the frontend keeps.
+    inflight: Option<Arc<Table>>,
 }
 
 /// The device behind one socket.
 #[derive(Debug)]
 pub(crate) struct Device {
     pub(crate) rings: Vec<Ring>,
-    pub(crate) memory: Arc<GuestMemory>,
-    /// Accepted features, once SET_FEATURES came.
-    pub(crate) features: Option<u64>,
+    common: Common,
     pub(crate) protocol: u64,
     /// The virtio device status the frontend has set.
     pub(crate) status: u8,
     /// Counts changes of the rings, so that the status is told even when it reads the same.
     pub(crate) changes: u64,
+    /// The guest has moved here and does not say so itself: its MAC address.
+    pub(crate) announce: Option<[u8; 6]>,
+    /// Where requests of ours would go.
+    pub(crate) backend_channel: Option<OwnedFd>,
 }
 
 impl Device {
@@ -88,51 +109,92 @@ impl Device {
             setup: Setup::default(),
             broken: false,
             to_guest: index.is_multiple_of(2),
+            index: index.into(),
         };
         Device {
             rings: (0..rings).map(ring).collect(),
-            memory: Arc::default(),
-            features: None,
+            common: Common::default(),
             protocol: 0,
             status: 0,
             changes: 0,
+            announce: None,
+            backend_channel: None,
         }
+    }
+
+    /// The guest's memory.
+    pub(crate) fn memory(&self) -> &GuestMemory {
+        &self.common.memory
+    }
+
+    /// Accepted features, once SET_FEATURES came.
+    pub(crate) fn features(&self) -> Option<u64> {
+        self.common.features
+    }
+
+    /// Packed rings were negotiated.
+    pub(crate) fn packed(&self) -> bool {
+        self.common.features.unwrap_or(0) & F_RING_PACKED != 0
     }
 
     /// Changes a ring's set-up with the ring stopped, and lets it run again if it can.
     pub(crate) fn change(&mut self, index: usize, f: impl FnOnce(&mut Setup)) {
-        let (features, memory) = (self.features, Arc::clone(&self.memory));
         if let Some(ring) = self.rings.get_mut(index) {
-            ring.change(features, &memory, f);
+            ring.change(&self.common, f);
             self.changes += 1;
         }
     }
 
-    /// Replaces the memory table; every ring is resolved anew. When this returns, no worker uses
-    /// the old mappings and they are gone.
-    pub(crate) fn set_memory(&mut self, memory: GuestMemory) {
-        let memory = Arc::new(memory);
+    /// Changes what all rings have in common; every ring is resolved anew. When this returns, no
+    /// worker uses what was there before, and it is gone.
+    fn change_all(&mut self, f: impl FnOnce(&mut Common)) {
+        let mut common = self.common.clone();
+        f(&mut common);
         for ring in &mut self.rings {
-            ring.change(self.features, &memory, |_| {});
+            ring.change(&common, |_| {});
         }
-        self.memory = memory;
+        self.common = common;
         self.changes += 1;
+    }
+
+    /// Replaces the memory table.
+    pub(crate) fn set_memory(&mut self, memory: GuestMemory) {
+        self.change_all(|common| common.memory = Arc::new(memory));
     }
 
     /// Accepts features; running rings go on under the new ones.
     pub(crate) fn set_features(&mut self, features: u64) {
-        self.features = Some(features);
-        for ring in &mut self.rings {
-            ring.change(self.features, &self.memory, |_| {});
-        }
-        self.changes += 1;
+        self.change_all(|common| common.features = Some(features));
+    }
+
+    /// Replaces the dirty log.
+    pub(crate) fn set_log(&mut self, log: Arc<Bitmap>) {
+        self.change_all(|common| common.log = Some(log));
+    }
+
+    /// Replaces the descriptor that is rung when the dirty log has grown.
+    pub(crate) fn set_log_told(&mut self, told: Arc<Notifier>) {
+        self.change_all(|common| common.log_told = Some(told));
+    }
+
+    /// Replaces the in-flight table.
+    pub(crate) fn set_inflight(&mut self, table: Arc<Table>) {
+        self.change_all(|common| common.inflight = Some(table));
     }
 
     /// Stops a ring; where it stopped.
     pub(crate) fn stop(&mut self, index: usize) -> u32 {
         self.change(index, |setup| setup.kick = KickSetup::Unset);
+        let table = self.common.inflight.clone();
+        let packed = self.packed();
         self.rings.get_mut(index).map_or(0, |ring| {
             ring.forgive();
+            // Nothing is in flight in a ring that was stopped in order.
+            if let (Some(table), Some(size)) = (table, ring.setup.size)
+                && let Ok(record) = table.record(index, size, packed)
+            {
+                record.close();
+            }
             ring.setup.base
         })
     }
@@ -141,6 +203,7 @@ impl Device {
     /// descriptors stay: QEMU sets them once.
     pub(crate) fn reset_rings(&mut self) {
         for index in 0..self.rings.len() {
+            self.stop(index);
             self.change(index, |setup| {
                 *setup = Setup {
                     call: setup.call.take(),
@@ -159,10 +222,11 @@ impl Device {
             self.change(index, |setup| *setup = Setup::default());
             self.rings[index].forgive();
         }
-        self.set_memory(GuestMemory::default());
-        self.features = None;
+        self.change_all(|common| *common = Common::default());
         self.protocol = 0;
         self.status = 0;
+        self.announce = None;
+        self.backend_channel = None;
     }
 
     /// Rings that run.
@@ -175,12 +239,7 @@ impl Device {
 impl Ring {
     /// Takes the ring away from its worker, changes the set-up, and gives a ring back when the
     /// set-up is complete.
-    fn change(
-        &mut self,
-        features: Option<u64>,
-        memory: &Arc<GuestMemory>,
-        f: impl FnOnce(&mut Setup),
-    ) {
+    fn change(&mut self, common: &Common, f: impl FnOnce(&mut Setup)) {
         let queue = Arc::clone(&self.queue);
         let mut waited = 0u32;
         let mut closed = queue.gate.close(|| wait(&mut waited));
@@ -194,7 +253,7 @@ impl Ring {
             self.forgive();
         }
         let generation = queue.generation.load(Ordering::Relaxed) + 1;
-        let running = match self.build(features, memory, generation) {
+        let running = match self.build(common, generation) {
             Ok(running) => running,
             Err(reason) => {
                 if self.queue.reason().as_ref() != Some(&reason) {
@@ -209,23 +268,20 @@ impl Ring {
             self.queue.set_reason(None);
         }
         closed.with(|slot: &mut Slot| slot.running = running);
-        let guest_csum = features.unwrap_or(0) & F_GUEST_CSUM != 0;
+        let guest_csum = common.features.unwrap_or(0) & F_GUEST_CSUM != 0;
         queue.guest_csum.store(guest_csum, Ordering::Release);
         queue.generation.store(generation, Ordering::Release);
         queue.ready.store(ready, Ordering::Release);
     }
 
     /// The ring as set up; `None` while something is missing, `Err` when it can never be right.
-    fn build(
-        &self,
-        features: Option<u64>,
-        memory: &Arc<GuestMemory>,
-        generation: u64,
-    ) -> Result<Option<Running>, String> {
+    fn build(&self, common: &Common, generation: u64) -> Result<Option<Running>, String> {
         let setup = &self.setup;
-        let (Some(features), Some(size), Some(at)) = (features, setup.size, setup.addresses) else {
+        let parts = (common.features, setup.size, setup.addresses);
+        let (Some(features), Some(size), Some(at)) = parts else {
             return Ok(None);
         };
+        let memory = &common.memory;
         // Without protocol features there is no SET_VRING_ENABLE and every ring is enabled.
         let enabled = setup.enabled || features & F_PROTOCOL_FEATURES == 0;
         let kick = match &setup.kick {
@@ -237,7 +293,7 @@ impl Ring {
             return Ok(None);
         }
         let has = |feature: u64| features & feature != 0;
-        let config = RingConfig {
+        let mut config = RingConfig {
             size,
             desc: at.desc,
             avail: at.avail,
@@ -252,16 +308,16 @@ impl Ring {
                 false => Direction::Read,
             },
         };
-        let mut ring = Vring::new(Arc::clone(memory), &config).map_err(|e| e.to_string())?;
-        if self.to_guest {
-            // Nobody waits for receive buffers: a packet without one is dropped.
-            ring.disarm();
-        }
-        Ok(Some(Running {
+        let inflight = match &common.inflight {
+            Some(table) => Some(self.record(table, memory, &mut config)?),
+            None => None,
+        };
+        let ring = Vring::new(Arc::clone(memory), &config).map_err(|e| e.to_string())?;
+        let mut running = Running {
             ring,
             ahead: self.to_guest.then(Box::default),
-            inflight: None,
-            dirty: None,
+            inflight,
+            dirty: self.log(common, has(F_LOG_ALL)),
             features,
             header: header_len(features),
             call: setup.call.clone(),
@@ -269,6 +325,49 @@ impl Ring {
             kick,
             generation,
             broken: false,
+        };
+        if self.to_guest {
+            // Nobody waits for receive buffers: a packet without one is dropped.
+            running.disarm();
+        }
+        Ok(Some(running))
+    }
+
+    /// The ring's part of the in-flight table, brought in line with the ring; for a packed ring it
+    /// says where to go on.
+    fn record(
+        &self,
+        table: &Arc<Table>,
+        memory: &GuestMemory,
+        config: &mut RingConfig,
+    ) -> Result<Box<dyn Inflight>, String> {
+        let mut record = table.record(self.index, config.size, config.packed)?;
+        let problem = |e: Broken| e.to_string();
+        let size = config.size as usize;
+        if config.packed {
+            let length = DESCRIPTOR * size;
+            let ring = RingConfig::area(memory, "descriptor ring", config.desc, length, 16);
+            config.base = record.recover_packed(config.base, ring.map_err(problem)?);
+        } else {
+            let used = RingConfig::area(memory, "used ring", config.used, 4 + 8 * size, 4);
+            let used = used.map_err(problem)?.load(2, Ordering::Acquire);
+            let flying = record.recover_split(used);
+            if !flying.is_empty() {
+                tracing::debug!(vring = self.index, count = flying.len(), "in flight");
+            }
+        }
+        Ok(Box::new(record))
+    }
+
+    /// The dirty log, if this ring's writes are to be in it. Writes to buffers and to the ring go
+    /// there under the feature; under the flag alone more is marked than was asked for, which costs
+    /// a page copied once more.
+    fn log(&self, common: &Common, all: bool) -> Option<Arc<dyn DirtyLog>> {
+        let wanted = all || self.setup.logged;
+        let bitmap = common.log.as_ref().filter(|_| wanted)?;
+        Some(Arc::new(Log {
+            bitmap: Arc::clone(bitmap),
+            told: common.log_told.clone(),
         }))
     }
 

@@ -9,10 +9,13 @@ use virtio_bindings::{virtio_config, virtio_net, virtio_ring};
 /// The vhost-user bit that says protocol features can be negotiated.
 pub(crate) const F_PROTOCOL_FEATURES: u64 = 1 << 30;
 pub(crate) const F_VERSION_1: u64 = 1 << virtio_config::VIRTIO_F_VERSION_1;
+/// The vhost bit for dirty logging: it is on while it is accepted.
+pub(crate) const F_LOG_ALL: u64 = 1 << 26;
+pub(crate) const F_RING_PACKED: u64 = 1 << virtio_config::VIRTIO_F_RING_PACKED;
+pub(crate) const F_GUEST_ANNOUNCE: u64 = 1 << virtio_net::VIRTIO_NET_F_GUEST_ANNOUNCE;
 pub(crate) const F_MRG_RXBUF: u64 = 1 << virtio_net::VIRTIO_NET_F_MRG_RXBUF;
 pub(crate) const F_INDIRECT_DESC: u64 = 1 << virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
 pub(crate) const F_EVENT_IDX: u64 = 1 << virtio_ring::VIRTIO_RING_F_EVENT_IDX;
-pub(crate) const F_RING_PACKED: u64 = 1 << virtio_config::VIRTIO_F_RING_PACKED;
 pub(crate) const F_IN_ORDER: u64 = 1 << virtio_config::VIRTIO_F_IN_ORDER;
 pub(crate) const F_MQ: u64 = 1 << virtio_net::VIRTIO_NET_F_MQ;
 pub(crate) const F_CSUM: u64 = 1 << virtio_net::VIRTIO_NET_F_CSUM;
@@ -22,7 +25,7 @@ pub(crate) const F_MTU: u64 = 1 << virtio_net::VIRTIO_NET_F_MTU;
 pub(crate) const F_STATUS: u64 = 1 << virtio_net::VIRTIO_NET_F_STATUS;
 
 /// The optional features a port offers to its frontend. Everything else (VERSION_1, MAC, MTU,
-/// STATUS, protocol features) is always offered.
+/// STATUS, GUEST_ANNOUNCE, dirty logging, protocol features) is always offered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Offer {
     /// `VIRTIO_NET_F_MRG_RXBUF`: a received packet may span several of the guest's buffers.
@@ -62,7 +65,13 @@ impl Default for Offer {
 impl Offer {
     /// The virtio feature bits of GET_FEATURES.
     pub(crate) fn virtio(&self) -> u64 {
-        let mut bits = F_VERSION_1 | F_PROTOCOL_FEATURES | F_MAC | F_MTU | F_STATUS;
+        let mut bits = F_VERSION_1
+            | F_PROTOCOL_FEATURES
+            | F_LOG_ALL
+            | F_MAC
+            | F_MTU
+            | F_STATUS
+            | F_GUEST_ANNOUNCE;
         for (wanted, bit) in [
             (self.mergeable, F_MRG_RXBUF),
             (self.indirect, F_INDIRECT_DESC),
@@ -85,6 +94,10 @@ impl Offer {
         let mut bits = Protocol::REPLY_ACK
             | Protocol::MTU
             | Protocol::STATUS
+            | Protocol::LOG_SHMFD
+            | Protocol::RARP
+            | Protocol::BACKEND_REQ
+            | Protocol::INFLIGHT_SHMFD
             | Protocol::CONFIGURE_MEM_SLOTS
             | Protocol::RESET_DEVICE;
         if self.multiqueue {

@@ -19,7 +19,7 @@
 //! | `server.rs` | the message thread: connection, reconnection, answers |
 //! | `socket.rs` | the listening socket's file: ownership, permissions, stale and live sockets |
 //! | `wire.rs` | the framing of messages and their file descriptors, with deadlines |
-//! | `messages.rs` | what each message does to the device |
+//! | `messages.rs`, `messages/` | what each message does to the device |
 //! | `device.rs` | the device's state: features, memory table, the set-up of each ring |
 //! | `gate.rs` | the gate between a worker and the message thread (checked with loom) |
 //! | `memory.rs` | mapped guest memory, and its addresses |
@@ -30,6 +30,9 @@
 //! | `ring.rs` | a ring of either layout: chains in bulk, used entries in bulk |
 //! | `split.rs`, `packed.rs` | the two layouts |
 //! | `hooks.rs` | what a ring tells in-flight tracking and dirty logging |
+//! | `inflight.rs` | the in-flight table: what a killed backend had taken |
+//! | `dirty.rs` | the dirty log of a live migration |
+//! | `rarp.rs` | the frame that says where a guest is now |
 //! | `net_header.rs` | the virtio-net header |
 //! | `tx.rs`, `rx.rs` | the burst interface: guest to us, us to guest |
 //! | `features.rs` | the feature bits and what is offered |
@@ -49,24 +52,26 @@
 //! before parking, and before dropping the [`Backend`] on the same thread (it would wait in vain).
 //!
 //! ## Limits of this version
-//! No segmentation, dirty logging (so QEMU refuses to migrate), or in-flight
-//! buffer. The first guest that connects makes this crate the process's handler of SIGBUS; what is
+//! No segmentation. The first guest that connects makes this crate the process's handler of SIGBUS; what is
 //! not a guest's goes on to the handler before, so whoever wants its own installs it earlier.
 
 mod access;
 mod backend;
 mod counters;
 mod device;
+mod dirty;
 mod doorbell;
 mod error;
 mod features;
 pub mod gate;
 mod hooks;
+mod inflight;
 mod memory;
 mod messages;
 mod net_header;
 mod packed;
 mod queue;
+mod rarp;
 mod ring;
 mod rx;
 mod server;
@@ -80,6 +85,7 @@ pub use backend::{Backend, BackendConfig, PairCounters, QueuePair, SocketMode, S
 pub use counters::{Counters, CountersSnapshot};
 pub use error::{CopyError, Error, SendError};
 pub use features::Offer;
+pub use rarp::{RARP_LEN, rarp};
 pub use rx::GuestRx;
 pub use tx::{GuestTx, Kick, TxBurst, TxPacket};
 

@@ -6,11 +6,13 @@
 //! - it refuses SET_VRING_ENABLE before SET_FEATURES, which QEMU sends, and an error before its
 //!   acknowledgement leaves a frontend that asked for one waiting;
 //! - it reads in one blocking piece (see `wire.rs`);
-//! - packed rings, in-flight buffers and dirty logging will need SET_LOG_FD, SEND_RARP and the
-//!   freedom to answer with descriptors.
+//! - in-flight tables and dirty logging need SET_LOG_FD, SEND_RARP and the freedom to answer with
+//!   descriptors of our own.
 //!
 //! A message with impossible content is answered with a failure if the frontend asked for an
 //! answer; otherwise the connection ends, which is the only other way to tell it.
+
+mod shared;
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -21,13 +23,15 @@ use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures as Proto
 
 use crate::BackendConfig;
 use crate::device::{Addresses, Device, KickSetup};
-use crate::features::F_RING_PACKED;
+use crate::inflight::InflightError;
 use crate::memory::{GuestMemory, MAX_REGIONS, MemoryError, RegionInfo};
 use crate::queue::Notifier;
 use crate::wire::Message;
 
 /// Bit 8 of the body of a vring descriptor message: there is no descriptor.
 const NO_FD: u64 = 0x100;
+/// Bit 0 of the flags of SET_VRING_ADDR: writes to the ring itself are logged.
+const VRING_LOG: u32 = 1;
 /// Smallest MTU there is (RFC 791).
 const MIN_MTU: u64 = 68;
 
@@ -64,10 +68,20 @@ pub(crate) enum MessageError {
     Mtu { asked: u64, ours: u16 },
     #[error("The memory table was refused")]
     Memory(#[from] MemoryError),
+    #[error("A dirty log of {size:#x} bytes at offset {offset:#x} of its file is not possible")]
+    LogBase { size: u64, offset: u64 },
+    #[error("The dirty log was refused")]
+    Log(#[source] MemoryError),
+    #[error("The descriptor for telling of the dirty log is not an eventfd")]
+    LogNotAnEventfd,
+    #[error("The descriptor for requests of the backend is not a stream socket")]
+    NotASocket,
+    #[error("The in-flight table was refused")]
+    Inflight(#[from] InflightError),
 }
 
 /// What to answer, beside an acknowledgement.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum Reply {
     /// Nothing; an acknowledgement if asked for.
     Ack,
@@ -75,6 +89,10 @@ pub(crate) enum Reply {
     U64(u64),
     /// A vring's index and state.
     VringState(u32, u32),
+    /// A body.
+    Body(Vec<u8>),
+    /// A body and a descriptor.
+    WithFd(Vec<u8>, OwnedFd),
 }
 
 /// Fields of a body, in native byte order; the length was checked.
@@ -114,6 +132,10 @@ fn takes_fds(request: FrontendReq) -> bool {
             | R::SET_VRING_KICK
             | R::SET_VRING_CALL
             | R::SET_VRING_ERR
+            | R::SET_LOG_BASE
+            | R::SET_LOG_FD
+            | R::SET_BACKEND_REQ_FD
+            | R::SET_INFLIGHT_FD
     )
 }
 
@@ -197,13 +219,13 @@ pub(crate) fn handle(
             need(Protocol::CONFIGURE_MEM_SLOTS, "CONFIGURE_MEM_SLOTS")?;
             length(8 + REGION)?;
             let file = File::from(single(number, fds)?);
-            let memory = device.memory.with(fields.region(8), file)?;
+            let memory = device.memory().with(fields.region(8), file)?;
             device.set_memory(memory);
         }
         R::REM_MEM_REG => {
             need(Protocol::CONFIGURE_MEM_SLOTS, "CONFIGURE_MEM_SLOTS")?;
             length(8 + REGION)?;
-            let memory = device.memory.without(fields.region(8))?;
+            let memory = device.memory().without(fields.region(8))?;
             device.set_memory(memory);
         }
         R::SET_STATUS => {
@@ -226,6 +248,35 @@ pub(crate) fn handle(
             if !(MIN_MTU..=u64::from(ours)).contains(&asked) {
                 return Err(MessageError::Mtu { asked, ours });
             }
+        }
+        R::SET_LOG_BASE => {
+            need(Protocol::LOG_SHMFD, "LOG_SHMFD")?;
+            length(16)?;
+            return shared::set_log_base(device, number, &body, fds);
+        }
+        R::SET_LOG_FD => {
+            need(Protocol::LOG_SHMFD, "LOG_SHMFD")?;
+            // The frontends do not agree on whether it has a body; there is nothing in it.
+            return shared::set_log_fd(device, number, fds);
+        }
+        R::SEND_RARP => {
+            need(Protocol::RARP, "RARP")?;
+            length(8)?;
+            // The MAC address is the body's first six bytes, whatever the byte order.
+            device.announce = body.first_chunk().copied();
+        }
+        R::SET_BACKEND_REQ_FD => {
+            need(Protocol::BACKEND_REQ, "BACKEND_REQ")?;
+            length(0)?;
+            return shared::set_backend_channel(device, number, fds);
+        }
+        R::GET_INFLIGHT_FD => {
+            need(Protocol::INFLIGHT_SHMFD, "INFLIGHT_SHMFD")?;
+            return shared::get_inflight(device, config, number, &body);
+        }
+        R::SET_INFLIGHT_FD => {
+            need(Protocol::INFLIGHT_SHMFD, "INFLIGHT_SHMFD")?;
+            return shared::set_inflight(device, config, number, &body, fds);
         }
         _ => return vring(device, config, request, &fields, fds, length),
     }
@@ -255,7 +306,7 @@ fn vring(
             let (at, max) = (known(index)?, config.max_queue_size);
             // Packed rings have any size; whether one is fit for a split ring is known, and said,
             // when the ring starts, since features may come after this.
-            let packed = device.features.unwrap_or(0) & F_RING_PACKED != 0;
+            let packed = device.packed();
             if !(size.is_power_of_two() || packed) || size == 0 || size > u32::from(max) {
                 return Err(MessageError::VringSize { index, size, max });
             }
@@ -264,13 +315,16 @@ fn vring(
         R::SET_VRING_ADDR => {
             length(40)?;
             let at = known(fields.u32(0).into())?;
-            // Flags (dirty logging of the used ring) come with VHOST_F_LOG_ALL, not offered.
+            let logged = fields.u32(4) & VRING_LOG != 0;
             let addresses = Addresses {
                 desc: fields.u64(8),
                 used: fields.u64(16),
                 avail: fields.u64(24),
             };
-            device.change(at, |setup| setup.addresses = Some(addresses));
+            device.change(at, |setup| {
+                setup.addresses = Some(addresses);
+                setup.logged = logged;
+            });
         }
         R::SET_VRING_BASE => {
             length(8)?;
@@ -301,7 +355,8 @@ fn vring(
             let index = value & 0xff;
             let at = known(index)?;
             let fd = if value & NO_FD == 0 {
-                Some(eventfd(index, single(number, fds)?)?)
+                let fd = eventfd(single(number, fds)?);
+                Some(fd.ok_or(MessageError::NotAnEventfd(index))?)
             } else {
                 None
             };
@@ -357,17 +412,16 @@ fn single(request: u32, fds: Vec<OwnedFd>) -> Result<OwnedFd, MessageError> {
 
 /// A descriptor that is an eventfd (nothing else is rung by a worker), made non-blocking for where
 /// `doorbell.rs` has to fall back to writing.
-fn eventfd(vring: u64, fd: OwnedFd) -> Result<OwnedFd, MessageError> {
-    let wrong = || MessageError::NotAnEventfd(vring);
+fn eventfd(fd: OwnedFd) -> Option<OwnedFd> {
     let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
     // Without /proc it cannot be told, and the frontend is believed.
     if link.is_ok_and(|name| name.as_os_str() != "anon_inode:[eventfd]") {
-        return Err(wrong());
+        return None;
     }
-    let flags = fcntl(fd.as_fd(), FcntlArg::F_GETFL).map_err(|_| wrong())?;
+    let flags = fcntl(fd.as_fd(), FcntlArg::F_GETFL).ok()?;
     let flags = OFlag::from_bits_retain(flags) | OFlag::O_NONBLOCK;
-    fcntl(fd.as_fd(), FcntlArg::F_SETFL(flags)).map_err(|_| wrong())?;
-    Ok(fd)
+    fcntl(fd.as_fd(), FcntlArg::F_SETFL(flags)).ok()?;
+    Some(fd)
 }
 
 /// The whole table of SET_MEM_TABLE: a count, padding, regions, and one file for each.

@@ -59,6 +59,8 @@ pub(crate) struct Server {
     announced: Option<Instant>,
     /// The status was set, but listeners were not called yet.
     unannounced: bool,
+    /// When the guest was last said to have moved here.
+    moved: Option<Instant>,
 }
 
 impl Server {
@@ -78,6 +80,7 @@ impl Server {
             told: 0,
             announced: None,
             unannounced: false,
+            moved: None,
         }
     }
 
@@ -214,6 +217,8 @@ impl Server {
                 body[4..].copy_from_slice(&num.to_ne_bytes());
                 wire.reply(request, &body)?;
             }
+            Ok(Reply::Body(body)) => wire.reply(request, &body)?,
+            Ok(Reply::WithFd(body, fd)) => wire.reply_with(request, &body, fd.as_fd())?,
             Ok(Reply::Ack) if ack => wire.reply(request, &0u64.to_ne_bytes())?,
             Ok(Reply::Ack) => {}
             Err(e) if ack => {
@@ -222,7 +227,19 @@ impl Server {
             }
             Err(e) => return Err(e.into()),
         }
+        if let Some(mac) = self.device.announce.take() {
+            self.moved(mac);
+        }
         Ok(())
+    }
+
+    /// The guest has moved here and does not tell its network so itself (SEND_RARP). More of them
+    /// than one in [`ANNOUNCE`] are a flood.
+    fn moved(&mut self, mac: [u8; 6]) {
+        if self.moved.is_none_or(|at| at.elapsed() >= ANNOUNCE) {
+            self.moved = Some(Instant::now());
+            self.shared.moved(mac);
+        }
     }
 
     /// A port has one frontend. Who comes second is told by closing, not by waiting for ever.
@@ -316,7 +333,7 @@ impl Server {
             (false, SocketMode::Client) => State::Connecting,
         };
         status.connected = self.connected;
-        status.features = self.device.features.unwrap_or(0);
+        status.features = self.device.features().unwrap_or(0);
         status.protocol_features = self.device.protocol;
         status.last_error.clone_from(&self.last_error);
         status.broken_queues.clear();

@@ -5,14 +5,15 @@
 //! way to be told to stop. Here every read and write has a deadline and watches the stop signal;
 //! descriptors are owned from the moment they arrive, so that none leaks on any path.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::mem::{size_of, zeroed};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use vhost::vhost_user::message::{MAX_MSG_SIZE, VhostUserHeaderFlag as Flag};
 
 /// Bytes of a message's header.
@@ -113,6 +114,20 @@ impl<'a> Wire<'a> {
 
     /// Sends an answer to a request.
     pub(crate) fn reply(&self, request: u32, body: &[u8]) -> Result<(), WireError> {
+        self.send(request, body, &[])
+    }
+
+    /// Sends an answer with a descriptor beside it.
+    pub(crate) fn reply_with(
+        &self,
+        request: u32,
+        body: &[u8],
+        fd: BorrowedFd<'_>,
+    ) -> Result<(), WireError> {
+        self.send(request, body, &[fd.as_raw_fd()])
+    }
+
+    fn send(&self, request: u32, body: &[u8], mut fds: &[RawFd]) -> Result<(), WireError> {
         let flags = VERSION | Flag::REPLY.bits();
         let mut message = Vec::with_capacity(HEADER + body.len());
         for value in [request, flags, body.len() as u32] {
@@ -122,10 +137,17 @@ impl<'a> Wire<'a> {
         let deadline = Instant::now() + DEADLINE;
         let mut rest = &message[..];
         while !rest.is_empty() {
-            // Not `write`: a closed connection must be an error here and not a SIGPIPE.
-            let flags = nix::sys::socket::MsgFlags::MSG_NOSIGNAL;
-            match nix::sys::socket::send(self.socket.as_raw_fd(), rest, flags) {
-                Ok(n) => rest = &rest[n..],
+            // A closed connection must be an error here and not a SIGPIPE.
+            let flags = MsgFlags::MSG_NOSIGNAL;
+            let rights = [ControlMessage::ScmRights(fds)];
+            let rights = if fds.is_empty() { &[] } else { &rights[..] };
+            let piece = [IoSlice::new(rest)];
+            match sendmsg::<()>(self.socket.as_raw_fd(), &piece, rights, flags, None) {
+                Ok(n) => {
+                    rest = &rest[n..];
+                    // They went with the first bytes.
+                    fds = &[];
+                }
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => {
                     self.wait(PollFlags::POLLOUT, deadline, WireError::NotTaken)?;

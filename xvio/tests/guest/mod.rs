@@ -262,7 +262,24 @@ pub struct Guest {
 impl Guest {
     /// Connects and negotiates, without any ring.
     pub fn connect(socket: &Path, features: u64, pairs: usize, size: u16) -> Guest {
-        let mut frontend = Frontend::connect(socket, 2 * pairs as u64).unwrap();
+        let frontend = Frontend::connect(socket, 2 * pairs as u64).unwrap();
+        let mut guest = Guest::with_frontend(frontend, pairs, size);
+        guest.negotiate(features);
+        guest
+    }
+
+    /// A guest that has said nothing yet.
+    pub fn with_frontend(frontend: Frontend, pairs: usize, size: u16) -> Guest {
+        Guest {
+            memory: Memory::new(),
+            frontend,
+            rings: (0..2 * pairs).map(|i| Ring::new(i, size)).collect(),
+        }
+    }
+
+    /// Agrees on features, of the device and of the protocol.
+    pub fn negotiate(&mut self, features: u64) {
+        let frontend = &mut self.frontend;
         frontend.set_owner().unwrap();
         let offered = frontend.get_features().unwrap();
         let wanted = features | VERSION_1 | PROTOCOL;
@@ -271,15 +288,14 @@ impl Guest {
         let known = VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::REPLY_ACK
             | VhostUserProtocolFeatures::RESET_DEVICE
+            | VhostUserProtocolFeatures::LOG_SHMFD
+            | VhostUserProtocolFeatures::RARP
+            | VhostUserProtocolFeatures::BACKEND_REQ
+            | VhostUserProtocolFeatures::INFLIGHT_SHMFD
             | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS;
         frontend.set_protocol_features(protocol & known).unwrap();
         frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
         frontend.set_features(wanted).unwrap();
-        Guest {
-            memory: Memory::new(),
-            frontend,
-            rings: (0..2 * pairs).map(|i| Ring::new(i, size)).collect(),
-        }
     }
 
     /// Shares the memory and starts all rings.
