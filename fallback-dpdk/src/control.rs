@@ -7,9 +7,10 @@ use crate::Error;
 use crate::config::Config;
 use crate::counters::PortBlock;
 use crate::fabric::{Exit, Fabric, Handoff, Link};
-use crate::input::{DeviceWake, Source, interrupt_of};
+use crate::input::{DeviceQueue, DeviceWake, Source, interrupt_of};
 use crate::message::{Command, PortParts, WorkerHandle};
 use crate::record::Event;
+use crate::relay::Relayed;
 use crate::ring::{Consumer, Producer, ring};
 use crate::uplink_doorbell::UplinkDoorbell;
 use crate::wake::{Bed, Doorbell};
@@ -44,6 +45,10 @@ pub(crate) struct PortRecord {
     pub(crate) block: Arc<PortBlock>,
     /// Dropped after its queues: it stops and closes the device.
     device: Option<dpdk::Port>,
+    /// Queue pairs, of a guest's port.
+    pub(crate) queue_pairs: Option<u16>,
+    /// The device its packets are relayed to.
+    pub(crate) relay: Option<Relayed>,
 }
 
 #[derive(Default)]
@@ -239,7 +244,7 @@ impl Dataplane {
         let rx = match port.rx_queue(0) {
             Ok(queue) => queue,
             Err(_) => {
-                self.bring_up(&port, wanted == Wake::Interrupt)?;
+                self.bring_up(&port, 1, wanted == Wake::Interrupt)?;
                 port.rx_queue(0).map_err(fail("take the receive queue"))?
             }
         };
@@ -253,16 +258,26 @@ impl Dataplane {
             queue,
             staged: Box::new(MbufBurst::new()),
         };
-        self.adopt(&mut state, id, Source::Ethdev(rx, wake), exit, Some(port))
+        let source = Source::Ethdev(DeviceQueue { rx, wake });
+        self.adopt(&mut state, id, source, exit, Some(port))
     }
 
-    fn bring_up(&self, port: &dpdk::Port, interrupts: bool) -> Result<(), Error> {
+    /// Configures and starts a device with so many queues each way and the MTU it has; without
+    /// interrupts where it has none.
+    pub(crate) fn bring_up(
+        &self,
+        port: &dpdk::Port,
+        queues: u16,
+        interrupts: bool,
+    ) -> Result<(), Error> {
         let fail = |what: &str| {
             let what = format!("{what} {}", port.name());
             move |source| Error::Dpdk { what, source }
         };
         let config = PortConfig {
             mtu: port.mtu(),
+            rx_queues: queues,
+            tx_queues: queues,
             rx_interrupts: interrupts,
             ..PortConfig::new(self.pool.clone())
         };
@@ -295,6 +310,10 @@ impl Dataplane {
         let worker = (0..self.handles.len())
             .min_by_key(|worker| load(*worker))
             .unwrap_or(0);
+        let queue_pairs = match &source {
+            Source::Vhost(queues) => u16::try_from(queues.len()).ok(),
+            Source::Ethdev(_) => None,
+        };
         let block = Arc::new(PortBlock::default());
         let rate = self.config.slow_path_rate;
         let slow_path_rate = if id == PortId::UPLINK {
@@ -308,6 +327,7 @@ impl Dataplane {
             exit,
             block: Arc::clone(&block),
             slow_path_rate,
+            far: None,
         };
         self.handle(worker)?
             .ask(|reply| Command::Adopt(Box::new(parts), reply))?;
@@ -317,6 +337,8 @@ impl Dataplane {
                 worker,
                 block,
                 device,
+                queue_pairs,
+                relay: None,
             },
         );
         self.route(id, Some(worker), worker)
@@ -351,7 +373,7 @@ impl Dataplane {
         }
         state.gone_hits += last.hits;
         state.gone_misses += last.misses;
-        drop(record.device);
+        drop((record.device, record.relay));
         done
     }
 

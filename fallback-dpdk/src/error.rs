@@ -64,6 +64,17 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// Only guests' ports are relayed.
+    #[error("Port {0} is a device and no guest's port: only a guest's port can be relayed")]
+    NotAGuest(PortId),
+    /// The port has a device already.
+    #[error("Port {port} is relayed to {device}; end that first")]
+    Relayed {
+        /// The port.
+        port: PortId,
+        /// Its device.
+        device: String,
+    },
     /// A packet that fits no buffer.
     #[error(
         "A packet of {length} bytes does not fit the data plane's buffers of {max} bytes; raise max_frame"

@@ -177,6 +177,20 @@ impl Fabric {
         }
     }
 
+    /// How many rings of a guest of ours run.
+    pub(crate) fn running_rings(&self, id: PortId) -> usize {
+        let Some(Route::Here(slot)) = self.routes.get(&id) else {
+            return 0;
+        };
+        match self.outputs.get(*slot) {
+            Some(Some(Output {
+                exit: Exit::Vhost { active, .. },
+                ..
+            })) => active.len(),
+            _ => 0,
+        }
+    }
+
     /// The outputs of packets that came in at the port of `source`.
     pub(crate) fn outputs<'a>(&'a mut self, source: &'a PortBlock, hash: u32) -> Sending<'a> {
         Sending {
@@ -253,7 +267,7 @@ impl Fabric {
 }
 
 /// Offers the staged packets to the device; what it does not take is dropped.
-fn transmit(queue: &mut TxQueue, staged: &mut MbufBurst, block: &PortBlock) {
+pub(crate) fn transmit(queue: &mut TxQueue, staged: &mut MbufBurst, block: &PortBlock) {
     let bytes = |packets: &MbufBurst| {
         packets
             .iter()

@@ -6,9 +6,10 @@
 
 use crate::bucket::Allowance;
 use crate::counters::PortBlock;
+use crate::relay::Far;
 use crate::uplink_doorbell::UplinkDoorbell;
 use crate::wake::Bed;
-use dpdk::{BURST, MbufBurst, Mempool, RxQueue};
+use dpdk::{BURST, Mbuf, MbufBurst, Mempool, RxQueue};
 use flow::wire::{icmp, protocol, tcp, udp};
 use flow::{DropReason, Parsed, PartialCsum, PortId};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -36,12 +37,18 @@ pub(crate) enum DeviceWake {
     Doorbell(UplinkDoorbell),
 }
 
+/// A device's receive queue.
+pub(crate) struct DeviceQueue {
+    pub(crate) rx: RxQueue,
+    pub(crate) wake: DeviceWake,
+}
+
 /// The receive side of a port.
 pub(crate) enum Source {
     /// A guest's transmit rings.
     Vhost(Vec<GuestQueue>),
     /// A device's receive queue.
-    Ethdev(RxQueue, DeviceWake),
+    Ethdev(DeviceQueue),
 }
 
 impl Source {
@@ -53,7 +60,7 @@ impl Source {
     pub(crate) fn queues(&self) -> usize {
         match self {
             Source::Vhost(queues) => queues.len(),
-            Source::Ethdev(..) => 1,
+            Source::Ethdev(_) => 1,
         }
     }
 }
@@ -67,6 +74,8 @@ pub(crate) struct Input {
     pub(crate) slow_path_rate: u32,
     /// The queue to look at first in the next turn.
     pub(crate) next_queue: usize,
+    /// The device that a relayed guest's packets go to and come from, instead of the router.
+    pub(crate) far: Option<Box<Far>>,
 }
 
 /// What is known of one packet of a burst.
@@ -84,7 +93,7 @@ pub(crate) struct Burst {
     pub(crate) packets: MbufBurst,
     /// One for each packet.
     pub(crate) judged: Vec<Judged>,
-    guest: Box<TxBurst>,
+    pub(crate) guest: Box<TxBurst>,
 }
 
 impl Burst {
@@ -132,8 +141,8 @@ impl Input {
             })
         };
         let taken = match &mut self.source {
-            Source::Ethdev(rx, _) => {
-                let taken = rx.burst(&mut burst.packets);
+            Source::Ethdev(device) => {
+                let taken = device.rx.burst(&mut burst.packets);
                 for packet in &burst.packets {
                     bytes += packet.len() as u64;
                     burst.judged.push(judge(packet.data(), None));
@@ -141,36 +150,18 @@ impl Input {
                 taken
             }
             Source::Vhost(queues) => {
-                let Some(GuestQueue { tx, .. }) = queues.get_mut(queue) else {
+                let Some(queue) = queues.get_mut(queue) else {
                     return 0;
                 };
-                let taken = tx.poll(&mut burst.guest);
-                if taken == 0 {
-                    return 0;
-                }
-                if pool.alloc_burst(&mut burst.packets, taken) < taken {
-                    burst.packets.clear();
-                    for _ in 0..taken {
-                        block.dropped(DropReason::NoBuffer);
-                    }
-                }
-                for (index, mbuf) in burst.packets.iter_mut().enumerate() {
-                    let packet = burst.guest.packet(index);
-                    bytes += packet.len() as u64;
-                    let copied = mbuf
-                        .append(packet.len())
-                        .ok_or(DropReason::TooBig)
-                        .and_then(|to| packet.copy_to(to).map_err(|_| DropReason::Malformed));
-                    let csum = packet.csum().map(|csum| PartialCsum {
-                        start: usize::from(csum.start),
-                        offset: usize::from(csum.offset),
-                    });
-                    burst
-                        .judged
-                        .push(copied.and_then(|()| judge(mbuf.data(), csum)));
-                }
-                tx.complete(&mut burst.guest);
-                taken
+                let Burst {
+                    packets,
+                    judged,
+                    guest,
+                } = burst;
+                queue.take(pool, guest, packets, block, |mbuf, copied, csum| {
+                    bytes += mbuf.len() as u64;
+                    judged.push(copied.and_then(|()| judge(mbuf.data(), csum)));
+                })
             }
         };
         if taken > 0 {
@@ -183,25 +174,21 @@ impl Input {
     /// Gets ready for sleep: asks for kicks and interrupts. `Err` where there is work already,
     /// otherwise the longest time to sleep in milliseconds.
     pub(crate) fn arm(&mut self, bed: &Bed) -> Result<u16, AlreadyWork> {
+        let mut most = u16::MAX;
+        if let Some(far) = &mut self.far {
+            for device in &mut far.rx {
+                most = most.min(device.arm()?);
+            }
+        }
         match &mut self.source {
             Source::Vhost(queues) => {
-                let mut longest = CHANGES_MS;
+                let mut longest = CHANGES_MS.min(most);
                 for queue in queues {
                     longest = longest.min(queue.arm(bed)?);
                 }
                 Ok(longest)
             }
-            Source::Ethdev(_, DeviceWake::Timer) => Ok(TIMER_MS),
-            Source::Ethdev(_, DeviceWake::Doorbell(doorbell)) => {
-                if doorbell.drain() {
-                    Ok(u16::MAX)
-                } else {
-                    Err(AlreadyWork)
-                }
-            }
-            Source::Ethdev(rx, DeviceWake::Interrupt(_)) => {
-                Ok(if rx.arm() { u16::MAX } else { TIMER_MS })
-            }
+            Source::Ethdev(device) => device.arm(),
         }
     }
 
@@ -209,24 +196,20 @@ impl Input {
     pub(crate) fn disarm(&mut self) {
         match &mut self.source {
             Source::Vhost(queues) => queues.iter_mut().for_each(|queue| queue.tx.disarm()),
-            Source::Ethdev(rx, DeviceWake::Interrupt(_)) => rx.disarm(),
-            Source::Ethdev(..) => {}
+            Source::Ethdev(device) => device.disarm(),
+        }
+        if let Some(far) = &mut self.far {
+            far.rx.iter_mut().for_each(DeviceQueue::disarm);
         }
     }
 
     /// Makes the worker wake up for this port.
     pub(crate) fn enter(&mut self, bed: &Bed) {
-        let Source::Ethdev(_, wake) = &mut self.source else {
-            return;
-        };
-        let added = match wake {
-            DeviceWake::Timer => Ok(()),
-            DeviceWake::Interrupt(fd) => bed.add(fd),
-            DeviceWake::Doorbell(doorbell) => bed.add(doorbell),
-        };
-        if let Err(error) = added {
-            tracing::warn!(port = %self.id, %error, "The port cannot wake its worker and is looked at every millisecond");
-            *wake = DeviceWake::Timer;
+        if let Source::Ethdev(device) = &mut self.source {
+            device.enter(bed, self.id);
+        }
+        if let Some(far) = &mut self.far {
+            far.enter(bed, self.id);
         }
     }
 
@@ -238,11 +221,10 @@ impl Input {
                     queue.forget_kick(bed);
                 }
             }
-            Source::Ethdev(_, wake) => match std::mem::replace(wake, DeviceWake::Timer) {
-                DeviceWake::Interrupt(fd) => bed.remove(fd),
-                // Closing the only descriptor of the socket takes it out of the set.
-                DeviceWake::Doorbell(_) | DeviceWake::Timer => {}
-            },
+            Source::Ethdev(device) => device.leave(bed),
+        }
+        if let Some(far) = &mut self.far {
+            far.leave(bed);
         }
     }
 }
@@ -251,7 +233,82 @@ impl Input {
 #[derive(Debug)]
 pub(crate) struct AlreadyWork;
 
+impl DeviceQueue {
+    /// Asks for an interrupt; the longest time to sleep, in milliseconds.
+    fn arm(&mut self) -> Result<u16, AlreadyWork> {
+        match &mut self.wake {
+            DeviceWake::Timer => Ok(TIMER_MS),
+            DeviceWake::Doorbell(doorbell) if doorbell.drain() => Ok(u16::MAX),
+            DeviceWake::Doorbell(_) => Err(AlreadyWork),
+            DeviceWake::Interrupt(_) => Ok(if self.rx.arm() { u16::MAX } else { TIMER_MS }),
+        }
+    }
+
+    fn disarm(&mut self) {
+        if matches!(self.wake, DeviceWake::Interrupt(_)) {
+            self.rx.disarm();
+        }
+    }
+
+    pub(crate) fn enter(&mut self, bed: &Bed, port: PortId) {
+        let added = match &self.wake {
+            DeviceWake::Timer => Ok(()),
+            DeviceWake::Interrupt(fd) => bed.add(fd),
+            DeviceWake::Doorbell(doorbell) => bed.add(doorbell),
+        };
+        if let Err(error) = added {
+            tracing::warn!(%port, %error, "The port cannot wake its worker and is looked at every millisecond");
+            self.wake = DeviceWake::Timer;
+        }
+    }
+
+    pub(crate) fn leave(&mut self, bed: &Bed) {
+        match std::mem::replace(&mut self.wake, DeviceWake::Timer) {
+            DeviceWake::Interrupt(fd) => bed.remove(fd),
+            // Closing the only descriptor of the socket takes it out of the set.
+            DeviceWake::Doorbell(_) | DeviceWake::Timer => {}
+        }
+    }
+}
+
 impl GuestQueue {
+    /// Copies a burst out of the ring into buffers, and gives the descriptors back. `each` hears of
+    /// every packet that has a buffer: whether it was copied whole, and the checksum that is left to
+    /// us. Returns how many the ring gave, lost ones included.
+    pub(crate) fn take(
+        &mut self,
+        pool: &Mempool,
+        guest: &mut TxBurst,
+        packets: &mut MbufBurst,
+        block: &PortBlock,
+        mut each: impl FnMut(&mut Mbuf, Result<(), DropReason>, Option<PartialCsum>),
+    ) -> usize {
+        let taken = self.tx.poll(guest);
+        if taken == 0 {
+            return 0;
+        }
+        if pool.alloc_burst(packets, taken) < taken {
+            packets.clear();
+            for _ in 0..taken {
+                block.dropped(DropReason::NoBuffer);
+            }
+        }
+        for (index, mbuf) in packets.iter_mut().enumerate() {
+            let packet = guest.packet(index);
+            let copied = mbuf
+                .append(packet.len())
+                .ok_or(DropReason::TooBig)
+                .and_then(|to| packet.copy_to(to).map_err(|_| DropReason::Malformed));
+            let csum = packet.csum().map(|csum| PartialCsum {
+                start: usize::from(csum.start),
+                offset: usize::from(csum.offset),
+            });
+            each(mbuf, copied, csum);
+        }
+        self.tx.complete(guest);
+        taken
+    }
+
     fn arm(&mut self, bed: &Bed) -> Result<u16, AlreadyWork> {
         let ready = self.tx.ready();
         let kickable = self.register(bed);

@@ -23,6 +23,7 @@
 //! | `slow_path.rs` | first packets, punts, answers, rate limits |
 //! | `input.rs` | receive sides: guests' rings and devices, parsed into bursts |
 //! | `fabric.rs` | transmit sides: staging by output, hand-off to other workers |
+//! | `relay/` | a guest whose packets go to a device of its own and not through the router |
 //! | `execute.rs` | action lists on packet buffers |
 //! | `table.rs` | the flow table |
 //! | `ring.rs` | the hand-off ring |
@@ -47,6 +48,7 @@ mod inspect;
 mod message;
 mod record;
 mod recovery;
+mod relay;
 mod ring;
 mod slow_path;
 mod table;
@@ -61,3 +63,4 @@ pub use control::{Dataplane, Wake};
 pub use counters::{Counters, PortCounters, WorkerStats};
 pub use error::Error;
 pub use record::{Event, FlowDump, FlowFilter, FlowRecord, Trace};
+pub use relay::Relay;

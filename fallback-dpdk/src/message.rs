@@ -9,6 +9,7 @@ use crate::counters::{PortBlock, WorkerBlock};
 use crate::fabric::Exit;
 use crate::input::Source;
 use crate::record::{FlowFilter, FlowRecord};
+use crate::relay::Far;
 use crate::wake::Doorbell;
 use flow::{FlowKey, PortId};
 use std::net::IpAddr;
@@ -25,6 +26,8 @@ pub(crate) struct PortParts {
     pub(crate) block: Arc<PortBlock>,
     /// First packets a second.
     pub(crate) slow_path_rate: u32,
+    /// The device it is relayed to.
+    pub(crate) far: Option<Box<Far>>,
 }
 
 /// A bounded part of a flow dump.
@@ -44,6 +47,9 @@ pub(crate) enum Command {
     Route(PortId, Option<usize>, SyncSender<()>),
     /// Stop serving this port, forget its flows, and give its queues back.
     Release(PortId, SyncSender<Option<Box<PortParts>>>),
+    /// Relay this port's packets to and from that device from the next burst on; `None`: give them to
+    /// the router. What was there before comes back; the device itself where there is no such port.
+    Relay(PortId, Option<Box<Far>>, SyncSender<Option<Box<Far>>>),
     /// Send this packet.
     Inject(PortId, Vec<u8>),
     /// Copy out the flows in a bounded number of slots from this one on.

@@ -36,6 +36,13 @@ impl Worker {
             table.add_port(input.id);
         }
         self.table = table;
+        for far in self
+            .inputs
+            .iter_mut()
+            .filter_map(|input| input.far.as_mut())
+        {
+            far.forget_staged();
+        }
         self.fabric.recover();
         std::thread::sleep(PAUSE);
     }

@@ -88,7 +88,7 @@ pub(crate) struct Worker {
     inbound: Vec<Consumer<Handoff>>,
     mailbox: Mailbox,
     pub(crate) doorbell: Arc<Doorbell>,
-    bed: Bed,
+    pub(crate) bed: Bed,
     pub(crate) block: Arc<WorkerBlock>,
     pub(crate) orphans: Arc<PortBlock>,
     pub(crate) events: SyncSender<Event>,
@@ -182,7 +182,11 @@ impl Worker {
         let mut moved = 0;
         for slot in 0..self.inputs.len() {
             self.fabric.refresh(self.inputs[slot].id);
-            moved += self.serve_port(slot, burst, now);
+            moved += if self.inputs[slot].far.is_some() {
+                self.relay(slot, burst)
+            } else {
+                self.serve_port(slot, burst, now)
+            };
         }
         // Another worker polls a burst of each of its ports in a turn: as much is taken from it here,
         // so that its packets are not dropped for want of turns.
@@ -318,6 +322,9 @@ impl Worker {
                     let _ = reply.send(());
                 }
                 Command::Release(port, reply) => self.release(port, reply),
+                Command::Relay(port, far, reply) => {
+                    let _ = reply.send(self.set_far(port, far));
+                }
                 Command::Inject(port, packet) => {
                     let orphans = Arc::clone(&self.orphans);
                     self.send_new(port, &packet, &orphans, 0);
@@ -381,6 +388,7 @@ impl Worker {
             exit,
             block,
             slow_path_rate,
+            far,
         } = parts;
         self.table.add_port(id);
         self.fabric.adopt(id, exit, Arc::clone(&block));
@@ -391,6 +399,7 @@ impl Worker {
             allowance: Allowance::new(slow_path_rate, slow_path_rate, self.hz, cycles()),
             slow_path_rate,
             next_queue: 0,
+            far,
         };
         input.enter(&self.bed);
         self.inputs.push(input);
@@ -417,6 +426,7 @@ impl Worker {
             source,
             block,
             slow_path_rate,
+            far,
             ..
         } = input;
         let parts = Box::new(PortParts {
@@ -425,6 +435,7 @@ impl Worker {
             exit,
             block,
             slow_path_rate,
+            far,
         });
         self.leaving.push(Leaving { parts, reply });
     }

@@ -3,7 +3,7 @@
 use super::*;
 use crate::control::tests::silent_port;
 use crate::fabric::Exit;
-use crate::input::{DeviceWake, Source};
+use crate::input::{DeviceQueue, DeviceWake, Source};
 use crate::message::WorkerHandle;
 use crate::ring::{Producer, ring};
 use crate::testbed::pool;
@@ -43,13 +43,17 @@ fn adopt(worker: &mut Worker, port: &dpdk::Port, id: u32) -> Arc<PortBlock> {
     let block = Arc::new(PortBlock::default());
     worker.adopt(PortParts {
         id: PortId(id),
-        source: Source::Ethdev(port.rx_queue(0).unwrap(), DeviceWake::Timer),
+        source: Source::Ethdev(DeviceQueue {
+            rx: port.rx_queue(0).unwrap(),
+            wake: DeviceWake::Timer,
+        }),
         exit: Exit::Ethdev {
             queue: port.tx_queue(0).unwrap(),
             staged: Box::new(MbufBurst::new()),
         },
         block: Arc::clone(&block),
         slow_path_rate: 1000,
+        far: None,
     });
     block
 }
@@ -200,6 +204,7 @@ fn a_guest_gets_one_burst_a_turn_however_many_queues_it_fills() {
         },
         block: Arc::default(),
         slow_path_rate: 1000,
+        far: None,
     });
     let devargs = format!(
         "net_virtio_user7{},path={},queues=2,queue_size=256",

@@ -95,7 +95,7 @@ impl Guest {
         }
     }
 
-    fn recv_within(&mut self, time: Duration) -> Option<Vec<u8>> {
+    pub fn recv_within(&mut self, time: Duration) -> Option<Vec<u8>> {
         let start = Instant::now();
         let mut burst = MbufBurst::new();
         while self.rx.burst(&mut burst) == 0 {

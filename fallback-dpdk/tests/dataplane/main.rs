@@ -6,5 +6,6 @@ mod guests;
 mod hostile;
 mod idle;
 mod lifecycle;
+mod relay;
 mod wire;
 mod world;

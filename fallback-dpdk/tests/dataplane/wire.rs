@@ -70,6 +70,11 @@ impl Namespace {
         })
     }
 
+    /// Takes a wire's interfaces away.
+    pub fn cut(&self, name: &str) {
+        ip(&["-n", &self.name, "link", "delete", &format!("p{name}")]);
+    }
+
     /// A wire: the DPDK device on one end, the test's socket on the other.
     pub fn wire(&self, name: &str) -> (dpdk::Port, Wire) {
         let (ours, theirs) = (format!("p{name}"), format!("w{name}"));
