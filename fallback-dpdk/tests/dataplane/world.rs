@@ -1,7 +1,7 @@
 //! The world of the tests: one network with stations here and on another host, and frames between
 //! them.
 
-use crate::wire::{Namespace, Wire, eal};
+use crate::wire::{Namespace, Wire, eal, wait_for};
 use fallback_dpdk::{Config, Counters, Dataplane, PortCounters, Wake};
 use flow::wire::{EthernetRepr, Ipv4Repr, UdpRepr, ethertype, protocol};
 use flow::{DropReason, MacAddr, PortId};
@@ -162,10 +162,15 @@ impl World {
         wire
     }
 
+    /// Publishes a topology; when this returns, all workers use it.
     pub fn publish(&self, topology: Topology) {
+        let epoch = topology.epoch;
         self.plane.publish(Arc::new(
             VRouter::new(topology).expect("the topology is valid"),
         ));
+        wait_for("all workers to use the new router", || {
+            self.plane.workers().iter().all(|w| w.epoch == epoch)
+        });
     }
 
     pub fn counters(&self) -> Counters {
