@@ -1,6 +1,10 @@
 //! The manager: everything that the agent asks for, safe to call from several threads.
 
+mod allocate;
 mod error;
+mod partition;
+mod release;
+pub(crate) mod shared;
 mod view;
 
 pub use error::Error;
@@ -9,10 +13,13 @@ pub use view::{Ownership, PfView, VfView};
 use crate::allocation::{Allocation, Released, Request};
 use crate::device::Device;
 use crate::health::Event;
+use crate::journal::CrashPoints;
 use crate::kernel::Kernel;
+pub use crate::life::Patience;
 use crate::plan::{Disturbed, Plan, Refusal};
-use crate::policy::{Policy, PolicyProblem};
+use crate::policy::{self, Policy, PolicyProblem};
 use serde::{Deserialize, Serialize};
+use shared::Shared;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
@@ -27,6 +34,10 @@ pub struct Options {
     /// Root of the file system in which second owners (NetworkManager, systemd-networkd, the operator) are
     /// looked for: `/`.
     pub root: PathBuf,
+    /// How long to wait for what the kernel does in its own time.
+    pub patience: Patience,
+    /// Where a test lets the process die.
+    pub crash: CrashPoints,
 }
 
 impl Options {
@@ -36,6 +47,8 @@ impl Options {
             dir: dir.into(),
             kernel,
             root: "/".into(),
+            patience: Patience::default(),
+            crash: CrashPoints::from_env(),
         }
     }
 }
@@ -100,86 +113,128 @@ pub struct PfDone {
 #[derive(Clone)]
 pub struct Manager(Arc<Shared>);
 
-struct Shared;
-
 impl Manager {
     /// Takes the folder, reads the journal, and finishes or undoes what was begun.
+    ///
+    /// # Errors
+    /// The journal is in use, damaged, or cannot be written; the kernel does not say which boot this is.
     pub fn open(options: Options) -> Result<(Manager, Recovered), Error> {
-        drop(options);
-        Err(Error::Unavailable("The manager"))
+        let shared = Shared::open(options)?;
+        let recovered = shared.recover()?;
+        Ok((Manager(Arc::new(shared)), recovered))
     }
 
     /// Replaces the policies: the whole set, or none of it. Nothing is changed on the NICs before
     /// [`Manager::apply`].
+    ///
+    /// # Errors
+    /// Everything that is wrong with them.
     pub fn set_policies(&self, policies: Vec<Policy>) -> Result<(), Vec<PolicyProblem>> {
-        let _ = (&self.0, policies);
+        let states = self.0.pf_states().map_err(|error| {
+            vec![PolicyProblem {
+                policy: String::new(),
+                why: format!("the NICs could not be read: {error}"),
+            }]
+        })?;
+        let problems = policy::check(&policies, &states);
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        self.0.replace_policies(policies);
         Ok(())
     }
 
     /// What [`Manager::apply`] would do.
+    ///
+    /// # Errors
+    /// The NICs cannot be read.
     pub fn plan(&self) -> Result<Plan, Error> {
-        Err(Error::Unavailable("Planning"))
+        self.0.plan()
     }
 
     /// Makes the NICs as the policies want them. Without `force`, what would disturb somebody is refused.
+    /// What is refused or fails on one PF does not keep it from the others: see [`Applied::complete`].
+    ///
+    /// # Errors
+    /// The journal cannot be written, or the NICs not be listed.
     pub fn apply(&self, force: bool, progress: &dyn Fn(&Progress)) -> Result<Applied, Error> {
-        let _ = (force, progress);
-        Err(Error::Unavailable("Partitioning"))
+        self.0.apply(force, progress)
     }
 
     /// Hands out a VF. Asking again for the same owner gives the same VF.
+    ///
+    /// # Errors
+    /// Each in a sentence: none is free (and who has them), the NIC cannot do what is asked for, the kernel
+    /// did something else. Nothing is handed out then.
     pub fn allocate(&self, request: &Request) -> Result<Allocation, Error> {
-        let _ = request;
-        Err(Error::Unavailable("Allocation"))
+        self.0.allocate(request)
     }
 
     /// Takes a VF back: it is clean when this returns. An owner without a VF is no error.
+    ///
+    /// # Errors
+    /// [`Error::Disturbs`] while it is in use, without `force`; [`Error::Unclean`] when it could not be
+    /// cleaned: it is kept back, and tried again by [`Manager::reconcile`] or by calling this again.
     pub fn release(&self, owner: &str, force: bool) -> Result<Released, Error> {
-        let _ = (owner, force);
-        Err(Error::Unavailable("Release"))
+        self.0.release(owner, force)
     }
 
     /// Every VF that is handed out or on its way, by owner.
     pub fn allocations(&self) -> Vec<Allocation> {
-        Vec::new()
+        self.0.allocations()
     }
 
     /// Every PF.
+    ///
+    /// # Errors
+    /// The NICs cannot be read.
     pub fn pfs(&self) -> Result<Vec<PfView>, Error> {
-        Err(Error::Unavailable("The list of PFs"))
+        self.0.pf_views()
     }
 
-    /// Every VF.
+    /// Every VF. A PF that is wedged shows none.
+    ///
+    /// # Errors
+    /// The NICs cannot be read.
     pub fn vfs(&self) -> Result<Vec<VfView>, Error> {
-        Err(Error::Unavailable("The list of VFs"))
+        self.0.vf_views()
     }
 
     /// Puts a PF back to how it was before it was partitioned, and gives it up.
+    ///
+    /// # Errors
+    /// [`Error::NotOurs`], [`Error::Disturbs`] without `force`, [`Error::Partition`].
     pub fn reset(&self, pf: &Device, force: bool) -> Result<PfDone, Error> {
-        let _ = (pf, force);
-        Err(Error::Unavailable("Reset"))
+        self.0.reset(pf, force)
     }
 
     /// Takes over a PF whose VFs somebody else made. Nothing is changed on it.
+    ///
+    /// # Errors
+    /// It has no VFs, or is not there.
     pub fn adopt(&self, pf: &Device) -> Result<(), Error> {
-        let _ = pf;
-        Err(Error::Unavailable("Adoption"))
+        self.0.adopt(pf)
     }
 
-    /// Gives up a PF and leaves it as it is. Refused while VFs of it are handed out.
+    /// Gives up a PF and leaves it as it is.
+    ///
+    /// # Errors
+    /// [`Error::Disturbs`] while VFs of it are handed out; [`Error::NotFound`] when it is not ours.
     pub fn disown(&self, pf: &Device) -> Result<(), Error> {
-        let _ = pf;
-        Err(Error::Unavailable("Disowning"))
+        self.0.disown(pf)
     }
 
     /// Looks what is gone, back or changed, and makes again what was there. To be called at each event of
     /// the kernel about a NIC, and now and then.
+    ///
+    /// # Errors
+    /// The journal cannot be written, or the NICs not be listed. What fails on one PF is an event.
     pub fn reconcile(&self) -> Result<Vec<Event>, Error> {
-        Err(Error::Unavailable("Reconciliation"))
+        self.0.reconcile()
     }
 
     /// Everything that happens from now on.
     pub fn subscribe(&self) -> Receiver<Event> {
-        std::sync::mpsc::channel().1
+        self.0.subscribe()
     }
 }

@@ -1,8 +1,12 @@
 //! PFs and VFs as the manager shows them: what the kernel says, beside what the journal and the policies say.
 
+use super::Error;
+use super::shared::Shared;
+use crate::allocation::Allocation;
 use crate::allocation::Phase;
 use crate::device::VfId;
-use crate::kernel::{PfState, VfState};
+use crate::journal::Hold;
+use crate::kernel::{KernelError, PfState, VfState};
 use serde::{Deserialize, Serialize};
 
 /// Who made the VFs of a PF.
@@ -55,4 +59,98 @@ pub struct VfView {
     pub phase: Option<Phase>,
     /// Who has it open, as the kernel says.
     pub holders: Vec<String>,
+}
+
+impl Shared {
+    pub(crate) fn allocations(&self) -> Vec<Allocation> {
+        self.store
+            .read(|ledger| ledger.allocations.values().cloned().collect())
+    }
+
+    pub(crate) fn pf_views(&self) -> Result<Vec<PfView>, Error> {
+        Ok(self
+            .pf_states()?
+            .into_iter()
+            .map(|s| self.pf_view(s))
+            .collect())
+    }
+
+    fn pf_view(&self, state: PfState) -> PfView {
+        let pf = &state.device;
+        let wanted = self.wanted(&state);
+        let (entry, allocated) = self
+            .store
+            .read(|ledger| (ledger.pf(pf), ledger.on(pf).len() as u32));
+        let external = wanted.as_ref().is_some_and(|wanted| wanted.external);
+        let ownership = match entry.hold {
+            _ if external => Ownership::External,
+            _ if entry.operation.is_some() => Ownership::Ours,
+            Hold::None if state.num_vfs == 0 => Ownership::None,
+            Hold::Made if entry.ours(state.num_vfs) => Ownership::Ours,
+            Hold::Adopted if entry.ours(state.num_vfs) => Ownership::Adopted,
+            _ => Ownership::Foreign,
+        };
+        let wedged = self.kernel.wedged(pf);
+        let mut problems: Vec<String> = wedged.iter().cloned().collect();
+        if state.driver.is_none() {
+            problems.push("It has no driver".into());
+        }
+        if entry.operation.is_some() {
+            problems.push("A change of it is not finished".into());
+        }
+        if ownership == Ownership::Foreign && entry.hold != Hold::None {
+            problems.push(format!(
+                "It has {} VFs, and Ferrovia made {}: somebody else changed it",
+                state.num_vfs, entry.num_vfs
+            ));
+        }
+        if state.num_vfs > 0 && state.driver.is_some() && !state.up {
+            problems.push("Its interface is down: its VFs have no carrier".into());
+        }
+        PfView {
+            policies: wanted.as_ref().map_or(Vec::new(), |w| w.policies()),
+            pools: wanted.as_ref().map_or(Vec::new(), |w| w.pools()),
+            ownership,
+            allocated,
+            wedged,
+            problems,
+            state,
+        }
+    }
+
+    pub(crate) fn vf_views(&self) -> Result<Vec<VfView>, Error> {
+        let mut views = Vec::new();
+        for state in self.pf_states()? {
+            let pf = &state.device;
+            if state.num_vfs == 0 || self.kernel.wedged(pf).is_some() {
+                continue;
+            }
+            let wanted = self.wanted(&state);
+            let allocations = self.store.read(|ledger| ledger.on(pf));
+            let vfs = match self.vf_states(pf) {
+                Ok(vfs) => vfs,
+                Err(KernelError::Gone { .. } | KernelError::Wedged { .. }) => continue,
+                Err(error) => return Err(error.into()),
+            };
+            for vf in vfs {
+                let allocation = allocations.iter().find(|a| a.vf.index == vf.index);
+                let holders = match self.kernel.holders(pf, vf.index) {
+                    Err(KernelError::Gone { .. }) => continue,
+                    other => other?,
+                };
+                views.push(VfView {
+                    id: VfId {
+                        pf: pf.clone(),
+                        index: vf.index,
+                    },
+                    pool: wanted.as_ref().and_then(|w| w.vf(vf.index).pool),
+                    owner: allocation.map(|a| a.owner.clone()),
+                    phase: allocation.map(|a| a.phase),
+                    holders,
+                    state: vf,
+                });
+            }
+        }
+        Ok(views)
+    }
 }

@@ -23,8 +23,8 @@ fn problem(policy: &Policy, why: String) -> PolicyProblem {
     }
 }
 
-/// Every problem of `policies` on a host with these PFs. PFs that are not there now are judged when they
-/// come ([`check_limits`]).
+/// Every problem of `policies` on a host with these PFs. What a PF that is not there now
+/// cannot have is found when it has come.
 pub fn check(policies: &[Policy], pfs: &[PfState]) -> Vec<PolicyProblem> {
     let mut problems = Vec::new();
     let mut names = HashSet::new();
@@ -50,15 +50,10 @@ pub fn check(policies: &[Policy], pfs: &[PfState]) -> Vec<PolicyProblem> {
     problems
 }
 
-/// What `policies` ask of `pf` that it cannot give.
-pub fn check_limits<'a>(
-    policies: impl IntoIterator<Item = &'a Policy>,
-    pf: &PfState,
-) -> Vec<PolicyProblem> {
+/// What `policy` asks of `pf` that it cannot give.
+pub(super) fn check_limits(policy: &Policy, pf: &PfState) -> Vec<PolicyProblem> {
     let mut problems = Vec::new();
-    for policy in policies {
-        limits(policy, pf, &mut problems);
-    }
+    limits(policy, pf, &mut problems);
     problems
 }
 

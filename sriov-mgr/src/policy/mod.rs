@@ -15,7 +15,8 @@ mod check;
 mod resolve;
 mod select;
 
-pub use check::{PolicyProblem, check, check_limits};
+pub(crate) use check::label;
+pub use check::{PolicyProblem, check};
 pub use resolve::{Wanted, WantedVf, resolve};
 pub use select::{PfSelector, Selector, VfRange};
 

@@ -1,6 +1,7 @@
 //! A set of policies made into what each PF is to be.
 
-use super::{Policy, VfDefaults, VfDriver, VfRange};
+use super::check::check_limits;
+use super::{Policy, PolicyProblem, VfDefaults, VfDriver, VfRange};
 use crate::device::Device;
 use crate::kernel::{EswitchMode, PfState, VfChange, Vlan};
 use std::sync::Arc;
@@ -77,6 +78,13 @@ impl Wanted {
         pools.sort();
         pools.dedup();
         pools
+    }
+
+    /// What the policies ask of `state` that it cannot give.
+    pub(crate) fn problems(&self, state: &PfState) -> Vec<PolicyProblem> {
+        let each = self.claims.iter();
+        each.flat_map(|(_, policy)| check_limits(policy, state))
+            .collect()
     }
 
     /// What is wanted of VF `index`: of each attribute, what the strongest policy that sets it says.
