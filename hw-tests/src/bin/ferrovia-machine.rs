@@ -4,6 +4,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
 use hw_tests::cleanup;
 use hw_tests::machine::{Flavour, Machine, MachineConfig, Start};
+use hw_tests::run::Run;
 use nix::sys::termios::{self, SetArg};
 use std::io::{IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
@@ -93,8 +94,11 @@ impl Shape {
         })
     }
 
-    fn boot(&self, dir: &Path) -> Result<Machine> {
-        let machine = Machine::boot(dir, &self.config()?)?;
+    fn boot(&self, home: &Home) -> Result<Machine> {
+        let machine = Machine::boot(&home.dir(), &self.config()?)?;
+        if let Home::Run(run) = home {
+            run.note_process(machine.pid());
+        }
         let facts = machine.facts();
         eprintln!(
             "Linux {} with {}, run by {}, up after {:.1} s",
@@ -104,6 +108,36 @@ impl Shape {
             facts.boot.as_secs_f32()
         );
         Ok(machine)
+    }
+}
+
+/// Where the machine's files lie: in a run's folder, which is swept when we are killed; a run takes root.
+enum Home {
+    Run(Run),
+    Own {
+        dir: tempfile::TempDir,
+        _undo: cleanup::Guard,
+    },
+}
+
+impl Home {
+    fn make() -> Result<Home> {
+        if nix::unistd::geteuid().is_root() {
+            return Ok(Home::Run(Run::start()?));
+        }
+        let dir = tempfile::tempdir()?;
+        let gone = dir.path().to_owned();
+        let undo = cleanup::on_exit(move || {
+            let _ = std::fs::remove_dir_all(gone);
+        });
+        Ok(Home::Own { dir, _undo: undo })
+    }
+
+    fn dir(&self) -> PathBuf {
+        match self {
+            Home::Run(run) => run.dir().join("machine"),
+            Home::Own { dir, .. } => dir.path().join("machine"),
+        }
     }
 }
 
@@ -119,14 +153,9 @@ fn main() -> ExitCode {
 }
 
 fn act(what: &What) -> Result<ExitCode> {
-    let home = tempfile::tempdir()?;
-    let gone = home.path().to_owned();
-    let _guard = cleanup::on_exit(move || {
-        let _ = std::fs::remove_dir_all(gone);
-    });
-    let dir = home.path().join("machine");
+    let home = Home::make()?;
     match what {
-        What::Shell { shape } => shell(shape, &dir),
+        What::Shell { shape } => shell(shape, &home),
         What::Run {
             shape,
             get,
@@ -134,7 +163,7 @@ fn act(what: &What) -> Result<ExitCode> {
             command,
         } => {
             let get = get.iter().map(|g| pair(g)).collect::<Result<Vec<_>>>()?;
-            let machine = shape.boot(&dir)?;
+            let machine = shape.boot(&home)?;
             let code = run(&machine, command, limit.map(Duration::from_secs))?;
             for (inside, outside) in get {
                 machine
@@ -146,7 +175,7 @@ fn act(what: &What) -> Result<ExitCode> {
         }
         What::Boot { shape, times } => {
             for _ in 0..*times {
-                let machine = shape.boot(&dir)?;
+                let machine = shape.boot(&home)?;
                 for (stage, when) in machine.stages() {
                     println!("  {stage:<10} from {when:>5.2} s of the machine's own clock");
                 }
@@ -249,11 +278,11 @@ impl Raw {
     }
 }
 
-fn shell(shape: &Shape, dir: &Path) -> Result<ExitCode> {
+fn shell(shape: &Shape, home: &Home) -> Result<ExitCode> {
     if !std::io::stdin().is_terminal() {
         bail!("A prompt needs a terminal; `cargo xtask lab run -- COMMAND` works without one");
     }
-    let machine = shape.boot(dir)?;
+    let machine = shape.boot(home)?;
     eprintln!("`exit` leaves it; nothing that is changed inside stays.");
     let mut start = start(&["bash".into(), "-l".into()])?;
     start.terminal = Some(size());

@@ -62,7 +62,7 @@ impl Default for MachineConfig {
             hugepages_mb: 0,
             kernel_args: Vec::new(),
             keep: Vec::new(),
-            boot_limit: Duration::from_secs(90),
+            boot_limit: Duration::from_secs(180),
         }
     }
 }

@@ -109,7 +109,7 @@ impl Machine {
                 Ok(None) => "The machine was not up within its time limit".to_owned(),
                 Err(_) => {
                     end(&self.child);
-                    match process::tail(&files.said(), TAIL).trim() {
+                    match files.complaint().as_str() {
                         "" => "The machine ended while it booted".to_owned(),
                         said => format!("QEMU ended: {said}"),
                     }
@@ -118,6 +118,8 @@ impl Machine {
             bail!("{why}; {}", files.story());
         }
         if let Flavour::Igb { pfs } = self.facts.flavour {
+            // The driver was loaded before the agent started, and probes while it loads: they are there or not.
+            let until = until.min(Instant::now() + Duration::from_secs(3));
             let count = "ls -d /sys/bus/pci/drivers/igb/0*/net/* 2>/dev/null | wc -l";
             loop {
                 let done = self.shell(count, Duration::from_secs(10))?;
@@ -140,6 +142,14 @@ impl Machine {
     /// What is known of it.
     pub fn facts(&self) -> &Facts {
         &self.facts
+    }
+
+    /// The process id of its QEMU.
+    pub fn pid(&self) -> u32 {
+        self.child
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .id()
     }
 
     /// Starts a command; the caller takes its output as it comes.
@@ -327,6 +337,13 @@ impl Files {
         self.dir.join("qemu.log")
     }
 
+    /// What QEMU said; its warnings are not why it ended.
+    fn complaint(&self) -> String {
+        let text = process::tail(&self.said(), TAIL);
+        let lines: Vec<&str> = text.lines().filter(|l| !l.contains("warning:")).collect();
+        lines.join("\n")
+    }
+
     /// How far the boot came, for an error.
     fn story(&self) -> String {
         let text =
@@ -336,6 +353,14 @@ impl Files {
             Some((name, when)) => format!("it had come to the stage \"{name}\" after {when} s"),
         };
         let all: Vec<&str> = text.lines().map(str::trim_end).collect();
+        // What follows it, the registers and the call trace, is longer than the tail.
+        let panic = all
+            .iter()
+            .find_map(|line| Some(line.split_once("Kernel panic")?.1));
+        let stage = match panic {
+            Some(why) => format!("{stage}, and its kernel panicked{why}"),
+            None => stage,
+        };
         let tail = all[all.len().saturating_sub(TAIL)..].join("\n");
         match tail.trim() {
             "" => format!("{stage}, and its console is empty"),
