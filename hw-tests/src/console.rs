@@ -56,6 +56,14 @@ impl Console {
         })
     }
 
+    /// The same shell at another place, after the guest was moved there.
+    pub fn moved(self, path: &Path) -> Result<Console> {
+        Ok(Console {
+            next: self.next,
+            ..Self::connect(path)?
+        })
+    }
+
     /// Waits for the shell, at most `limit`.
     pub fn wait_until_ready(&mut self, limit: Duration) -> Result<()> {
         if self.read_until(b"@@fv ready@@", limit)?.is_none() {

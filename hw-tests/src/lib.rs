@@ -3,7 +3,8 @@
 //! Fixtures are ordinary Rust values that undo themselves: a [`run`] with its folder, [`netns`] with links
 //! between them, [`process`]es, an [`image`] that boots in seconds, [`guest`]s in [`libvirt`] that are driven
 //! through a [`console`], a [`capture`] on a link. A [`cluster`] puts them together: a controller, two hosts
-//! with an agent each, and guests. Ctrl-C at any time undoes all ([`cleanup`]).
+//! with an agent each, and guests. A [`switch`] on vhost-user ports and guests in a [`qemu`] of their own show
+//! what `xvio` does with nothing around it; a [`stream`] is bulk traffic that is checked. Ctrl-C at any time undoes all ([`cleanup`]).
 
 pub mod accel;
 pub mod capture;
@@ -20,7 +21,10 @@ pub mod machine;
 pub mod netns;
 pub mod parts;
 pub mod process;
+pub mod qemu;
 pub mod run;
 pub mod story;
+pub mod stream;
+pub mod switch;
 pub mod testpmd;
 pub mod world;
