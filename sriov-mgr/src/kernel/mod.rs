@@ -134,8 +134,11 @@ pub enum KernelError {
     },
 }
 
+/// The system's words for an error number, without the number.
 fn errno_text(errno: i32) -> String {
-    std::io::Error::from_raw_os_error(errno).to_string()
+    let text = std::io::Error::from_raw_os_error(errno).to_string();
+    let end = text.find(" (os error").unwrap_or(text.len());
+    text[..end].to_owned()
 }
 
 impl KernelError {

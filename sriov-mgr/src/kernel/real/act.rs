@@ -284,10 +284,14 @@ fn num_vfs(tree: &Tree, device: &Device, count: u32) -> Result<(), KernelError> 
 fn eswitch(tree: &Tree, device: &Device, mode: EswitchMode) -> Result<(), KernelError> {
     look::present(tree, device)?;
     let set = || Devlink::open()?.set_eswitch(device, mode);
-    set().map_err(|refusal| {
+    set().map_err(|mut refusal| {
+        // The device is there: it is devlink that does not know it, or no driver with devlink is loaded.
+        if matches!(refusal.errno, libc::ENODEV | libc::ENOENT) {
+            refusal.errno = libc::EOPNOTSUPP;
+        }
         let error = refused(device, &Action::Eswitch(mode).words(), &refusal);
         hinted(error, |errno| match errno {
-            libc::EOPNOTSUPP | libc::ENODEV | libc::ENOENT => {
+            libc::EOPNOTSUPP => {
                 Some("its driver has no eswitch mode to choose, or not with VFs present".into())
             }
             _ => None,

@@ -11,8 +11,8 @@ const IFLA_MTU: u16 = 4;
 const IFLA_MASTER: u16 = 10;
 const IFLA_PHYS_SWITCH_ID: u16 = 36;
 const IFLA_PHYS_PORT_NAME: u16 = 38;
-const IFLA_PARENT_DEV_NAME: u16 = 57;
-const IFLA_PARENT_DEV_BUS_NAME: u16 = 58;
+const IFLA_PARENT_DEV_NAME: u16 = 56;
+const IFLA_PARENT_DEV_BUS_NAME: u16 = 57;
 /// `struct ifinfomsg`.
 pub(crate) const IFINFOMSG: usize = 16;
 
