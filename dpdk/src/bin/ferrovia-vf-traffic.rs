@@ -143,7 +143,9 @@ fn send(from: &str, to: &str, packets: u64) -> Result<()> {
         }
         let now = sender.tx.burst(&mut burst) as u64;
         sent += now;
-        if now > 0 || seen.poll(&mut receiver.rx, Some((tag, packets))) > 0 {
+        // Also while sending: the receiver's ring holds less than all packets.
+        let came = seen.poll(&mut receiver.rx, Some((tag, packets)));
+        if now > 0 || came > 0 {
             last = Instant::now();
         } else if last.elapsed() > QUIET {
             break;
