@@ -14,6 +14,8 @@
 use crate::desired::Desired;
 use crate::diff::{self, Attachment};
 use crate::neighbours::Neighbours;
+use crate::nics::Nics;
+use crate::nics::vf_ports::{Done, VfPorts};
 use crate::numbering::Numbers;
 use crate::paths::Paths;
 use crate::ports::{OnChange, Ports, chain};
@@ -42,6 +44,7 @@ const ADVERTISE_AGAIN: Duration = Duration::from_secs(3);
 const NOTHING_DUE: Duration = Duration::from_secs(3600);
 
 mod show;
+mod vfs;
 
 /// The version that is applied after a step, or why the step cannot be.
 pub type StepAnswer = Result<u64, StepError>;
@@ -62,6 +65,10 @@ enum Command {
     Learned(IpAddr, MacAddr),
     /// A packet waits for a neighbour in the underlay.
     Wanted(IpAddr),
+    /// The VF of a port was handed out or given back, or not.
+    VfDone(Box<Done>),
+    /// NICs are managed now, or VFs may have come or gone: who has one.
+    NicsMoved(Vec<String>),
     /// Take everything down.
     Stop,
 }
@@ -126,6 +133,11 @@ impl Handle {
         let _ = self.commands.send(Command::Wanted(ip));
     }
 
+    /// Tells that VFs may have come or gone, and who has one now.
+    pub fn nics_moved(&self, owners: Vec<String>) {
+        let _ = self.commands.send(Command::NicsMoved(owners));
+    }
+
     /// Takes everything down and ends the thread.
     pub fn stop(&self) {
         let _ = self.commands.send(Command::Stop);
@@ -148,6 +160,10 @@ pub struct Parts {
     pub underlay: Option<Underlay>,
     /// Whether the desired state is kept in the state file (it comes from a controller).
     pub keep_state: bool,
+    /// This host's NICs.
+    pub nics: Nics,
+    /// The pool of ports with a VF that name none.
+    pub sriov_pool: Option<String>,
 }
 
 /// Starts the control thread. With `keep_state` it begins with the last known state.
@@ -164,8 +180,18 @@ pub fn start(parts: Parts) -> std::io::Result<(Handle, std::thread::JoinHandle<(
         parts.permissions,
         on_change,
     );
+    let ended = commands.clone();
+    let vf_ports = VfPorts::new(
+        parts.nics.clone(),
+        Arc::new(move |done| {
+            let _ = ended.send(Command::VfDone(Box::new(done)));
+        }),
+    );
     let mut control = Control {
         ports,
+        vf_ports,
+        vf_owners: Vec::new(),
+        trusted: false,
         view: view_out,
         saved: Saved::default(),
         desired: Desired::default(),
@@ -191,6 +217,11 @@ pub fn start(parts: Parts) -> std::io::Result<(Handle, std::thread::JoinHandle<(
 struct Control {
     parts: Parts,
     ports: Ports,
+    vf_ports: VfPorts,
+    /// Who had a VF at the last look.
+    vf_owners: Vec<String>,
+    /// The desired state is known, so that a port which is not in it is not wanted.
+    trusted: bool,
     view: watch::Sender<Arc<View>>,
     saved: Saved,
     desired: Desired,
@@ -214,6 +245,7 @@ impl Control {
                 Ok(Some(saved)) => {
                     self.saved = saved;
                     self.desired = self.saved.resources.desired();
+                    self.trusted = true;
                 }
                 Ok(None) => {}
                 Err(error) => {
@@ -258,6 +290,7 @@ impl Control {
     fn next_due(&self) -> Option<Instant> {
         let times = [
             self.ports.next_retry(),
+            self.vf_ports.next_retry(),
             self.neighbours.next_due(),
             self.advertise_at,
         ];
@@ -274,7 +307,9 @@ impl Control {
             Command::Replace(desired) => {
                 self.desired = *desired;
                 self.ports.retry_all(now);
+                self.vf_ports.retry_all();
                 self.apply(now);
+                self.trust(now);
             }
             Command::Step(step, reply) => {
                 let answer = self.step(*step, now);
@@ -300,6 +335,12 @@ impl Control {
                 }
             }
             Command::Wanted(ip) => self.neighbours.wanted(ip, now),
+            Command::VfDone(done) => self.vf_ports.take(*done, now),
+            Command::NicsMoved(owners) => {
+                self.vf_owners = owners;
+                self.vf_ports.look_again(now);
+                self.find_leftovers(now);
+            }
             Command::Stop => {}
         }
     }
@@ -310,8 +351,10 @@ impl Control {
         if self.saved.resources.by_key != before.by_key {
             self.desired = self.saved.resources.desired();
             self.ports.retry_all(now);
+            self.vf_ports.retry_all();
             self.apply(now);
         }
+        self.trust(now);
         if self.saved.resources != before {
             self.save();
         }
@@ -332,6 +375,9 @@ impl Control {
     fn due(&mut self, now: Instant) {
         if self.ports.next_retry().is_some_and(|at| at <= now) {
             self.apply(now);
+        }
+        if self.vf_ports.next_retry().is_some_and(|at| at <= now) {
+            self.vf_ports.go_on(now);
         }
         if let Some(underlay) = &self.parts.underlay {
             for target in self.neighbours.due(now) {
@@ -462,6 +508,7 @@ impl Control {
                 self.ports.create(id, name, number, &wanted[id], now);
             }
         }
+        self.vf_ports.want(&self.wanted_vfs(), now);
         self.publish(now);
         for id in &plan.create {
             self.port_changed(id, now);

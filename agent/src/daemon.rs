@@ -5,6 +5,8 @@ use crate::config::{self, Config, ConfigError};
 use crate::control::{self, Handle, Parts};
 use crate::local_api::{self, ApiError, Facts, LocalApi};
 use crate::lock::{Lock, LockError};
+use crate::nics::service::NicApi;
+use crate::nics::{self, Nics};
 use crate::paths::Paths;
 use crate::ports::chain;
 use crate::sync::{self, About};
@@ -109,6 +111,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     };
     let homes = homes::probe(place.as_ref().and_then(|place| place.interface.as_deref()));
 
+    let nics = Nics::new(paths.nic_policies());
     let parts = Parts {
         host: config.host.clone(),
         paths: paths.clone(),
@@ -117,6 +120,8 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         permissions: config.sockets.mode,
         underlay: uplink.as_ref().map(|uplink| uplink.underlay.clone()),
         keep_state: config.controller.is_some(),
+        nics: nics.clone(),
+        sriov_pool: config.nic.sriov_pool.clone(),
     };
     let (handle, control) = control::start(parts).map_err(|source| StartError::System {
         what: "the control thread",
@@ -129,6 +134,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     if config.controller.is_none() {
         handle.replace(config.alone.clone());
     }
+    manage_nics(&nics, &config, &paths, handle.clone())?;
 
     let connected = Arc::new(AtomicBool::new(false));
     let about = about(&config, uplink.as_ref(), homes);
@@ -141,6 +147,9 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     };
     let server = tonic::transport::Server::builder()
         .add_service(v1::agent_server::AgentServer::new(api))
+        .add_service(v1::sriov_server::SriovServer::new(NicApi::new(
+            nics.clone(),
+        )))
         .serve_with_incoming(UnixListenerStream::new(listener));
     let server = tokio::spawn(server);
     let stream = config.controller.clone().map(|controller| {
@@ -155,7 +164,8 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     tracing::info!(host = config.host, root = %paths.root().display(), "agent runs");
     notify::ready();
 
-    let ended = until_told(&options, config, &handle).await;
+    let ended = until_told(&options, config, &handle, &nics).await;
+    nics.stop();
     notify::stopping();
     if let Some(stream) = stream {
         stream.abort();
@@ -166,6 +176,25 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let _ = tokio::task::spawn_blocking(move || control.join()).await;
     tracing::info!("agent ended");
     ended
+}
+
+/// Has the NICs managed by a thread of its own. An agent that cannot do that does everything else.
+fn manage_nics(
+    nics: &Nics,
+    config: &Config,
+    paths: &Paths,
+    handle: Handle,
+) -> Result<(), StartError> {
+    let kernel = nics::kernel::real(config.nic.deadline);
+    let start = nics::Start {
+        options: sriov_mgr::Options::new(paths.sriov_dir(), kernel),
+        file: config.nic.policies.clone(),
+        moved: Box::new(move |owners| handle.nics_moved(owners)),
+    };
+    nics::start(nics, start).map_err(|source| StartError::System {
+        what: "the thread of the NICs",
+        source,
+    })
 }
 
 /// Where this host is in the underlay, as configured and as its interface says.
@@ -232,6 +261,7 @@ async fn until_told(
     options: &Options,
     mut config: Config,
     handle: &Handle,
+    nics: &Nics,
 ) -> Result<(), StartError> {
     let system = |source| StartError::System {
         what: "signal handlers",
@@ -244,13 +274,13 @@ async fn until_told(
         tokio::select! {
             _ = terminate.recv() => return Ok(()),
             _ = interrupt.recv() => return Ok(()),
-            _ = hang_up.recv() => reload(options, &mut config, handle),
+            _ = hang_up.recv() => reload(options, &mut config, handle, nics),
         }
     }
 }
 
-/// Takes networks, ports and peers from the changed file. A file with a mistake changes nothing.
-fn reload(options: &Options, config: &mut Config, handle: &Handle) {
+/// Takes networks, ports, peers and NIC policies from the changed file. A file with a mistake changes nothing.
+fn reload(options: &Options, config: &mut Config, handle: &Handle, nics: &Nics) {
     let new = match config::load(&options.config) {
         Ok(new) => new,
         Err(error) => {
@@ -260,12 +290,32 @@ fn reload(options: &Options, config: &mut Config, handle: &Handle) {
     };
     let rest = |config: &Config| Config {
         alone: Default::default(),
+        nic: config::Nic {
+            policies: Vec::new(),
+            ..config.nic.clone()
+        },
         ..config.clone()
     };
     if rest(&new) != rest(config) {
         tracing::warn!(
-            "only networks, ports and peers are taken from a changed file; restart the agent for the rest"
+            "only networks, ports, peers and NIC policies are taken from a changed file; restart the agent for the rest"
         );
+    }
+    if new.nic.policies != config.nic.policies {
+        match nics.set_file_policies(new.nic.policies.clone()) {
+            Ok(()) => {
+                config.nic.policies = new.nic.policies;
+                tracing::info!(
+                    "NIC policies read again; `ferrovia nic plan` shows what they change"
+                );
+            }
+            Err(error) => {
+                tracing::error!(
+                    error = chain(&error),
+                    "NIC policies refused; the earlier ones stay"
+                );
+            }
+        }
     }
     if config.controller.is_none() && new.controller.is_none() {
         config.alone = new.alone;

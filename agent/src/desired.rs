@@ -133,6 +133,8 @@ pub struct VfPort {
     pub pool: Option<String>,
     /// Whether it has a vhost-user socket beside.
     pub standby: bool,
+    /// What it is attached to, such as "vm/web-1"; may be empty.
+    pub owner: String,
 }
 
 /// A port of another host.

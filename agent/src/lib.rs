@@ -20,6 +20,7 @@
 //! | [`diff`], [`ports`], [`numbering`] | which ports to take down and set up; the ports that run; their numbers |
 //! | [`topology`] | from desired state to a virtual router, leaving out what contradicts itself |
 //! | [`underlay`], [`uplink`], [`neighbours`] | the link to other hosts, its port, who is who on it |
+//! | [`nics`] | the SR-IOV manager: policies, the API of NICs and VFs, VFs of ports |
 //! | [`sync`] | the stream to the controller |
 //! | [`local_api`], [`view`], [`probe_packet`] | what the agent shows of itself |
 //! | [`homes`] | where flows can live on this host |
@@ -38,6 +39,7 @@ pub mod homes;
 pub mod local_api;
 pub mod lock;
 pub mod neighbours;
+pub mod nics;
 pub mod notify;
 pub mod numbering;
 pub mod paths;

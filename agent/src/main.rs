@@ -1,6 +1,7 @@
 //! `ferrovia-agent`: the command line of the host agent.
 
 use agent::daemon::{self, Options};
+use agent::nics::{kernel, vf_check};
 use agent::paths::Paths;
 use agent::ports::chain;
 use agent::{check, config};
@@ -57,8 +58,12 @@ Example:
     },
     /// The self-test of a VF, in a process that the agent can give up: a request on standard input, steps
     /// on standard output.
-    #[command(hide = true)]
+    #[command(hide = true, name = vf_check::VERB)]
     VfioCheck,
+    /// Changes NICs for the agent, in a process that the agent can give up: requests on standard input, answers
+    /// on standard output, a line each.
+    #[command(hide = true, name = kernel::HELPER_VERB)]
+    SriovHelper,
 }
 
 #[derive(Args)]
@@ -102,6 +107,10 @@ fn main() -> ExitCode {
         }
         Command::Check => check(&files.options()),
         Command::Join { url, token } => block_on(join(files.root, url, token)),
+        Command::SriovHelper => {
+            sriov_mgr::helper::serve(std::io::stdin().lock(), std::io::stdout().lock())
+                .map_err(|error| chain(&error))
+        }
         Command::VfioCheck => sriov_mgr::vfio::serve_check().map_err(|error| chain(&error)),
     };
     match result {

@@ -50,6 +50,16 @@ impl Paths {
         self.state_dir().join("agent-state")
     }
 
+    /// The journal of the VFs.
+    pub fn sriov_dir(&self) -> PathBuf {
+        self.state_dir().join("sriov")
+    }
+
+    /// The NIC policies that came over the local API.
+    pub fn nic_policies(&self) -> PathBuf {
+        self.state_dir().join("nic-policies.json")
+    }
+
     /// `/run/ferrovia`: sockets and the lock.
     pub fn run_dir(&self) -> PathBuf {
         self.root.join("run/ferrovia")

@@ -106,6 +106,7 @@ pub fn api_vf_port(id: &str, port: &desired::VfPort, desired: &Desired, host: &s
         binding: v1::Binding::Sriov.into(),
         pool: port.pool.clone().unwrap_or_default(),
         standby: port.standby,
+        owner: port.owner.clone(),
         ..v1::Port::default()
     }
 }

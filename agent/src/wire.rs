@@ -263,6 +263,7 @@ fn vf_port(port: &v1::Port, of: &str) -> Result<desired::VfPort, String> {
         addresses: addresses(&port.addresses, of)?,
         pool: (!port.pool.is_empty()).then(|| port.pool.clone()),
         standby: port.standby,
+        owner: port.owner.clone(),
     })
 }
 

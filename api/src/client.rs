@@ -282,6 +282,11 @@ pub fn agent_client(channel: Channel) -> v1::agent_client::AgentClient<Channel> 
     v1::agent_client::AgentClient::new(channel).max_decoding_message_size(MAX_ANSWER)
 }
 
+/// A client of an agent's NICs.
+pub fn nic_client(channel: Channel) -> v1::sriov_client::SriovClient<Channel> {
+    v1::sriov_client::SriovClient::new(channel).max_decoding_message_size(MAX_ANSWER)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

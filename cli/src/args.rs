@@ -1,5 +1,9 @@
 //! What can be typed.
 
+mod nic;
+
+pub use nic::{Allocate, Nic, Vf};
+
 use crate::failure::EXIT_CODES;
 use crate::output::Format;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
@@ -50,6 +54,9 @@ pub struct Global {
     pub output: Format,
 }
 
+/// The hidden verb behind which a VF is tested.
+pub const VFIO_CHECK: &str = "vfio-check";
+
 #[derive(Subcommand, Debug)]
 pub enum Command {
     /// Hosts that run an agent.
@@ -76,9 +83,16 @@ pub enum Command {
     /// What this host's agent is doing, and which homes its flows can have.
     #[command(after_help = "Example:\n  ferrovia status")]
     Status,
-    /// NICs of this machine.
+    /// NICs of this machine, and how they are partitioned into VFs.
     #[command(subcommand)]
     Nic(Nic),
+    /// VFs of this machine's NICs.
+    #[command(subcommand)]
+    Vf(Vf),
+    /// The self-test of a VF, in a process that can be given up: a request on standard input, steps on standard
+    /// output.
+    #[command(hide = true, name = VFIO_CHECK)]
+    VfioCheck,
     /// Join tokens for hosts and operators.
     #[command(subcommand)]
     Token(Token),
@@ -424,18 +438,6 @@ pub enum Flow {
         #[arg(long, default_value_t = 80)]
         dst_port: u16,
     },
-}
-
-#[derive(Subcommand, Debug)]
-pub enum Nic {
-    /// Every PCI network function: PFs, VFs and NICs without SR-IOV.
-    #[command(after_help = "Example:\n  ferrovia nic list")]
-    List,
-    /// One NIC, by PCI address or interface.
-    #[command(
-        after_help = "Examples:\n  ferrovia nic show 0000:3b:00.0\n  ferrovia nic show enp59s0f0 -o json"
-    )]
-    Show { nic: String },
 }
 
 #[derive(Subcommand, Debug)]

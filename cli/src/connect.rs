@@ -6,6 +6,7 @@ use api::client::{self, ConnectError, Target};
 use api::identity::{Identity, Paths};
 use api::v1::agent_client::AgentClient;
 use api::v1::controller_client::ControllerClient;
+use api::v1::sriov_client::SriovClient;
 use std::path::PathBuf;
 use tonic::transport::Channel;
 
@@ -76,6 +77,27 @@ impl Global {
             .await
             .map_err(|error| Failure::unreachable(chain(&error)))?;
         Ok(client::agent_client(channel))
+    }
+
+    /// A client of the NICs of this host's agent.
+    pub async fn nics(&self) -> Result<SriovClient<Channel>, Failure> {
+        let channel = client::connect(&Target::Unix(self.agent_socket()))
+            .await
+            .map_err(|error| Failure::unreachable(chain(&error)))?;
+        Ok(client::nic_client(channel))
+    }
+
+    /// The same, or nothing where no agent is there: what can be read without one is shown without one.
+    pub async fn nics_if_any(&self) -> Result<Option<SriovClient<Channel>>, Failure> {
+        if self.agent.is_none() && !self.agent_socket().exists() {
+            return Ok(None);
+        }
+        match self.nics().await {
+            Ok(client) => Ok(Some(client)),
+            // Whoever names a socket wants to hear that nobody answers there.
+            Err(failure) if self.agent.is_some() => Err(failure),
+            Err(_) => Ok(None),
+        }
     }
 
     /// Where `login` puts the identity.

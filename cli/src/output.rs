@@ -99,6 +99,14 @@ pub fn json(value: &impl Serialize) -> Result<(), Failure> {
     print(&text)
 }
 
+/// Prints a value as JSON on one line, for streams.
+pub fn json_line(value: &impl Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string(value).map_err(|error| {
+        Failure::other(format!("The answer cannot be written as JSON: {error}"))
+    })?;
+    print(&text)
+}
+
 /// Prints a line; a closed pipe (`| head`) is no error.
 pub fn print(text: &str) -> Result<(), Failure> {
     match writeln!(stdout(), "{text}") {

@@ -5,6 +5,8 @@
 //! may grow.
 
 mod local;
+pub mod nic;
+pub mod vf;
 
 pub use local::{Agent, Drop, Flow, LocalPort, PortCounters};
 

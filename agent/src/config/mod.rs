@@ -5,9 +5,12 @@
 //! such an account) is checked where it is used.
 
 mod check;
+mod nic;
 mod resources;
 
 pub use checked_toml::{LoadError as ConfigError, Problem, Problems};
+
+pub use nic::Nic;
 
 use crate::desired::{Desired, valid_name};
 use checked_toml::{At, Collector, Table};
@@ -30,6 +33,8 @@ pub struct Config {
     pub sockets: Sockets,
     /// The local API.
     pub api: Api,
+    /// The NICs.
+    pub nic: Nic,
     /// Networks, ports and peers of an agent that runs alone.
     pub alone: Desired,
 }
@@ -154,6 +159,7 @@ fn read(mut top: Table<'_, '_>, out: &mut Collector<'_>) -> Config {
         }
         None => Api::default(),
     };
+    let nic = nic::read(top.table("nic", out), out);
     let file = resources::read(&mut top, out);
     top.finish(out);
     if controller.is_some() {
@@ -173,6 +179,7 @@ fn read(mut top: Table<'_, '_>, out: &mut Collector<'_>) -> Config {
         dataplane,
         sockets,
         api,
+        nic,
         alone,
     }
 }

@@ -321,6 +321,7 @@ impl Resources {
                 addresses: virtio.addresses.clone(),
                 pool: vf.pool,
                 standby: vf.standby,
+                owner: String::new(),
             });
             let routed = vf.as_ref().is_none_or(|vf| vf.standby);
             let port = desired::AnyPort {

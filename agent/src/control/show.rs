@@ -101,13 +101,7 @@ impl Control {
         let mut view = standby.unwrap_or_default();
         let of_standby = view.port.status.take();
         view.vni = network.map_or(0, |n| n.vni);
-        let mut status = match network {
-            None => failed(&format!(
-                "Network {} of port \"{}\" is not known here",
-                port.network, port.name
-            )),
-            Some(_) => failed("VFs are not managed on this host"),
-        };
+        let mut status = self.vf_status(id, port);
         if let Some(other) = of_standby {
             status = both(status, other);
         }

@@ -6,6 +6,7 @@ mod network;
 mod nic;
 mod port;
 mod token;
+mod vf;
 mod vm;
 
 use crate::args::{Args, Command};
@@ -28,6 +29,8 @@ pub async fn run(args: Args) -> Result<(), Failure> {
         Command::Drops => agent::drops(&global).await,
         Command::Status => agent::status(&global).await,
         Command::Nic(command) => nic::run(&global, command).await,
+        Command::Vf(command) => vf::run(&global, command).await,
+        Command::VfioCheck => Ok(sriov_mgr::vfio::serve_check()?),
         Command::Token(command) => token::run(&global, command).await,
         Command::Login { token } => token::login(&global, &token).await,
         Command::Completion { shell } => {

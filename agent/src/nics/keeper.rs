@@ -1,0 +1,221 @@
+//! The thread that opens the manager and keeps the NICs as the policies want them.
+
+use super::{Nics, State, lock, policies, shown};
+use crate::ports::chain;
+use sriov_mgr::manager::{Applied, Options, Recovered};
+use sriov_mgr::policy::Policy;
+use sriov_mgr::{Event, Manager};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::time::Duration;
+
+/// How often the NICs are compared with what is wanted although nothing was heard.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+/// A change of a NIC comes as many events; they are dealt with together once this long was quiet.
+const QUIET: Duration = Duration::from_millis(300);
+/// But not later than after so many.
+const BURST: usize = 10_000;
+
+/// What the thread is woken for.
+pub(super) enum Wake {
+    /// Something happened to a NIC.
+    Look,
+    /// The agent ends.
+    Stop,
+}
+
+/// What the thread is started with.
+pub struct Start {
+    /// The manager's.
+    pub options: Options,
+    /// Those of agent.toml.
+    pub file: Vec<Policy>,
+    /// Told the owners of VFs when the manager is open, and when a VF may have gone or come.
+    pub moved: Box<dyn Fn(Vec<String>) + Send>,
+}
+
+/// Starts it.
+pub fn start(nics: &Nics, start: Start) -> std::io::Result<()> {
+    let nics = nics.clone();
+    let (waker, wakes) = mpsc::channel();
+    *lock(&nics.0.waker) = Some(waker);
+    std::thread::Builder::new()
+        .name("nics".into())
+        .spawn(move || keep(&nics, start, &wakes))?;
+    Ok(())
+}
+
+fn keep(nics: &Nics, start: Start, wakes: &Receiver<Wake>) {
+    let opened = Manager::open(start.options);
+    let (manager, recovered) = match opened {
+        Ok(opened) => opened,
+        Err(error) => {
+            let why = chain(&error);
+            tracing::error!(error = why, "NICs are not managed");
+            nics.decide(State::Closed(format!(
+                "NICs are not managed on this host: {why}"
+            )));
+            (start.moved)(Vec::new());
+            return;
+        }
+    };
+    say(&recovered);
+    let events = manager.subscribe();
+    let told = nics.clone();
+    let forwarded = std::thread::Builder::new()
+        .name("nic-events".into())
+        .spawn(move || forward(&told, &events));
+    if let Err(error) = forwarded {
+        tracing::error!(%error, "nobody will see the NICs' events");
+    }
+    nics.decide(State::Open(manager.clone()));
+    let any = take_policies(nics, start.file);
+    if any {
+        apply(&manager);
+    }
+    (start.moved)(owners(&manager));
+    run(nics, &manager, wakes, &*start.moved);
+}
+
+fn say(recovered: &Recovered) {
+    for what in &recovered.done {
+        tracing::info!(what, "after the restart");
+    }
+    for what in &recovered.open {
+        tracing::warn!(what, "not finished after the restart; tried again");
+    }
+}
+
+/// Sets the policies of both kinds, or where they do not fit together, those of the file. Whether any are set.
+fn take_policies(nics: &Nics, file: Vec<Policy>) -> bool {
+    let mut trouble = Vec::new();
+    let api = policies::load(&nics.0.file).unwrap_or_else(|error| {
+        trouble.push(chain(&error));
+        Vec::new()
+    });
+    lock(&nics.0.policies).api = api.clone();
+    let mut outcome = nics.set_file_policies(file.clone());
+    if let Err(error) = &outcome
+        && !api.is_empty()
+    {
+        trouble.push(format!(
+            "The policies of the API are not in force: {}",
+            chain(error)
+        ));
+        lock(&nics.0.policies).api.clear();
+        outcome = nics.set_file_policies(file);
+    }
+    if let Err(error) = outcome {
+        trouble.push(format!(
+            "The policies of agent.toml are not in force: {}",
+            chain(&error)
+        ));
+    }
+    for problem in &trouble {
+        tracing::error!(problem, "policies");
+    }
+    *lock(&nics.0.trouble) = trouble;
+    !nics.policies().all().is_empty()
+}
+
+/// Does what disturbs nobody; the rest waits for an operator.
+fn apply(manager: &Manager) {
+    let progress = |step: &sriov_mgr::manager::Progress| {
+        tracing::info!(nic = %step.device, step = step.step, of = step.of, step.what, "partitioning");
+    };
+    match manager.apply(false, &progress) {
+        Ok(applied) => say_applied(&applied),
+        Err(error) => tracing::error!(error = chain(&error), "policies are not applied"),
+    }
+}
+
+fn say_applied(applied: &Applied) {
+    for done in &applied.done {
+        tracing::info!(nic = %done.device, vfs = done.num_vfs, "as the policies want it");
+    }
+    for (list, what) in [
+        (&applied.refused, "pending; `ferrovia nic plan` shows it"),
+        (&applied.failed, "policies are not applied"),
+    ] {
+        for refusal in list {
+            let nic = refusal.device.as_ref().map(ToString::to_string);
+            tracing::warn!(nic, why = refusal.why, "{what}");
+        }
+    }
+}
+
+/// Passes the manager's events on to whoever watches.
+fn forward(nics: &Nics, events: &Receiver<Event>) {
+    while let Ok(event) = events.recv() {
+        let event = shown::event(&event);
+        match event.kind.as_str() {
+            "pf-gone" | "driver-gone" | "pf-wedged" | "vfs-gone" | "drift" | "lost" | "failed" => {
+                tracing::warn!(event = event.kind, event.text, "NIC");
+            }
+            _ => tracing::info!(event = event.kind, event.text, "NIC"),
+        }
+        // Nobody watching is no error.
+        let _ = nics.0.events.send(event);
+    }
+}
+
+fn owners(manager: &Manager) -> Vec<String> {
+    let all = manager.allocations().into_iter();
+    all.map(|allocation| allocation.owner).collect()
+}
+
+fn run(nics: &Nics, manager: &Manager, wakes: &Receiver<Wake>, moved: &dyn Fn(Vec<String>)) {
+    let mut last_error = String::new();
+    while wait(nics, manager, wakes) {
+        match manager.reconcile() {
+            Ok(events) => {
+                last_error.clear();
+                if events.iter().any(moves_vfs) {
+                    moved(owners(manager));
+                }
+            }
+            Err(error) => {
+                let error = chain(&error);
+                if error != last_error {
+                    tracing::warn!(error, "NICs cannot be looked at");
+                }
+                last_error = error;
+            }
+        }
+    }
+}
+
+/// Sleeps until something happened, or until it is time to look anyhow: where there is no PF and no policy
+/// there is nothing to look at. False: the agent ends.
+fn wait(nics: &Nics, manager: &Manager, wakes: &Receiver<Wake>) -> bool {
+    let idle = nics.policies().all().is_empty() && manager.pfs().is_ok_and(|pfs| pfs.is_empty());
+    let first = if idle {
+        wakes.recv().map_err(|_| RecvTimeoutError::Disconnected)
+    } else {
+        wakes.recv_timeout(LOOK_EVERY)
+    };
+    match first {
+        Ok(Wake::Look) => {}
+        Err(RecvTimeoutError::Timeout) => return true,
+        Ok(Wake::Stop) | Err(RecvTimeoutError::Disconnected) => return false,
+    }
+    for _ in 0..BURST {
+        match wakes.recv_timeout(QUIET) {
+            Ok(Wake::Look) => {}
+            Err(RecvTimeoutError::Timeout) => break,
+            Ok(Wake::Stop) | Err(RecvTimeoutError::Disconnected) => return false,
+        }
+    }
+    true
+}
+
+/// Whether a port's VF may be another one, or there again.
+fn moves_vfs(event: &Event) -> bool {
+    matches!(
+        event,
+        Event::PfBack { .. }
+            | Event::PfAnswers { .. }
+            | Event::VfsGone { .. }
+            | Event::VfsMade { .. }
+            | Event::Lost { .. }
+    )
+}

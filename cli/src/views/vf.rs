@@ -1,0 +1,251 @@
+//! What is shown of VFs: what this machine says without an agent, and what an agent adds.
+
+use crate::output::{Row, or_dash};
+use api::v1;
+use serde::Serialize;
+use sriov_mgr::{Function, Inventory};
+
+/// A VF.
+#[derive(Serialize)]
+pub struct Vf {
+    /// `PF#number`.
+    pub id: String,
+    pub pf: String,
+    index: Option<u32>,
+    /// PCI address; empty where VFs are no functions of their own.
+    pub address: String,
+    driver: String,
+    interface: String,
+    iommu_group: Option<u32>,
+    /// Known with an agent only, as everything below.
+    settings: Option<Settings>,
+    representor: String,
+    pool: String,
+    owner: String,
+    phase: String,
+    holders: Vec<String>,
+}
+
+/// What the PF has set for a VF.
+#[derive(Serialize)]
+pub struct Settings {
+    mac: String,
+    vlan: u32,
+    qos: u32,
+    protocol: String,
+    min_rate: u32,
+    max_rate: u32,
+    spoofchk: Option<bool>,
+    trust: Option<bool>,
+    link_state: String,
+}
+
+impl From<v1::ManagedVf> for Vf {
+    fn from(vf: v1::ManagedVf) -> Self {
+        Vf {
+            id: vf.id,
+            pf: vf.pf,
+            index: Some(vf.index),
+            address: vf.address,
+            driver: vf.driver,
+            interface: vf.interface,
+            iommu_group: vf.iommu_group,
+            settings: vf.settings.map(|settings| Settings {
+                mac: settings.mac,
+                vlan: settings.vlan,
+                qos: settings.qos,
+                protocol: settings.protocol,
+                min_rate: settings.min_rate,
+                max_rate: settings.max_rate,
+                spoofchk: settings.spoofchk,
+                trust: settings.trust,
+                link_state: settings.link_state,
+            }),
+            representor: vf.representor,
+            pool: vf.pool,
+            owner: vf.owner,
+            phase: vf.phase,
+            holders: vf.holders,
+        }
+    }
+}
+
+impl Vf {
+    /// Every VF of the inventory.
+    pub fn of(inventory: &Inventory) -> Vec<Vf> {
+        let vfs = inventory.nics.iter().filter_map(|nic| {
+            let Function::Vf { pf, index } = &nic.function else {
+                return None;
+            };
+            Some(Vf {
+                id: match index {
+                    Some(index) => format!("{pf}#{index}"),
+                    None => nic.address.to_string(),
+                },
+                pf: pf.to_string(),
+                index: *index,
+                address: nic.address.to_string(),
+                driver: nic.driver.clone().unwrap_or_default(),
+                interface: nic
+                    .interfaces
+                    .first()
+                    .map(|interface| interface.name.clone())
+                    .unwrap_or_default(),
+                iommu_group: nic.iommu_group,
+                settings: None,
+                representor: String::new(),
+                pool: String::new(),
+                owner: String::new(),
+                phase: String::new(),
+                holders: Vec::new(),
+            })
+        });
+        vfs.collect()
+    }
+
+    fn vlan(&self) -> String {
+        match &self.settings {
+            Some(settings) if settings.vlan != 0 => settings.vlan.to_string(),
+            _ => "-".to_owned(),
+        }
+    }
+
+    fn used_by(&self) -> String {
+        match (self.owner.is_empty(), self.holders.is_empty()) {
+            (false, _) if self.phase == "in use" => self.owner.clone(),
+            (false, _) => format!("{} ({})", self.owner, self.phase),
+            (true, false) => self.holders.join(", "),
+            (true, true) => String::new(),
+        }
+    }
+}
+
+impl Row for Vf {
+    const TITLES: &'static [&'static str] =
+        &["VF", "ADDRESS", "DRIVER", "MAC", "VLAN", "POOL", "USED BY"];
+
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.id.clone(),
+            or_dash(&self.address),
+            or_dash(&self.driver),
+            or_dash(self.settings.as_ref().map_or("", |settings| &settings.mac)),
+            self.vlan(),
+            or_dash(&self.pool),
+            or_dash(self.used_by()),
+        ]
+    }
+
+    fn details(&self) -> Vec<(&'static str, String)> {
+        let mut lines = vec![
+            ("VF", self.id.clone()),
+            ("ADDRESS", self.address.clone()),
+            ("DRIVER", or_dash(&self.driver)),
+            ("INTERFACE", self.interface.clone()),
+            ("REPRESENTOR", self.representor.clone()),
+            (
+                "IOMMU GROUP",
+                self.iommu_group
+                    .map(|group| group.to_string())
+                    .unwrap_or_default(),
+            ),
+        ];
+        if let Some(settings) = &self.settings {
+            lines.extend(settings.details());
+        }
+        lines.extend([
+            ("POOL", self.pool.clone()),
+            ("OWNER", self.owner.clone()),
+            ("STATE", self.phase.clone()),
+            ("HELD BY", self.holders.join("\n")),
+        ]);
+        lines
+    }
+}
+
+impl Settings {
+    fn details(&self) -> Vec<(&'static str, String)> {
+        let on = |value: Option<bool>| match value {
+            Some(true) => "on",
+            Some(false) => "off",
+            None => "",
+        };
+        let vlan = match (self.vlan, self.qos) {
+            (0, _) => "none".to_owned(),
+            (vlan, 0) => format!("{vlan} ({})", self.protocol),
+            (vlan, qos) => format!("{vlan} ({}), priority {qos}", self.protocol),
+        };
+        let rate = match (self.min_rate, self.max_rate) {
+            (0, 0) => String::new(),
+            (min, 0) => format!("at least {min} Mbit/s"),
+            (0, max) => format!("at most {max} Mbit/s"),
+            (min, max) => format!("{min} to {max} Mbit/s"),
+        };
+        vec![
+            ("MAC", self.mac.clone()),
+            ("VLAN", vlan),
+            ("RATE", rate),
+            ("SPOOF CHECK", on(self.spoofchk).to_owned()),
+            ("TRUST", on(self.trust).to_owned()),
+            ("LINK", self.link_state.clone()),
+        ]
+    }
+}
+
+/// A VF that is handed out.
+#[derive(Serialize)]
+pub struct Allocation {
+    owner: String,
+    vf: String,
+    address: String,
+    pool: String,
+    mac: String,
+    vlan: u32,
+    driver: String,
+    state: String,
+    notes: Vec<String>,
+}
+
+impl From<v1::VfAllocation> for Allocation {
+    fn from(given: v1::VfAllocation) -> Self {
+        Allocation {
+            owner: given.owner,
+            vf: given.vf,
+            address: given.address,
+            pool: given.pool,
+            mac: given.mac,
+            vlan: given.vlan,
+            driver: given.driver,
+            state: given.phase,
+            notes: given.notes,
+        }
+    }
+}
+
+impl Row for Allocation {
+    const TITLES: &'static [&'static str] = &["OWNER", "VF", "ADDRESS"];
+
+    fn cells(&self) -> Vec<String> {
+        vec![self.owner.clone(), self.vf.clone(), self.address.clone()]
+    }
+
+    fn details(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("OWNER", self.owner.clone()),
+            ("VF", self.vf.clone()),
+            ("ADDRESS", self.address.clone()),
+            ("POOL", self.pool.clone()),
+            ("MAC", self.mac.clone()),
+            (
+                "VLAN",
+                match self.vlan {
+                    0 => "none".to_owned(),
+                    vlan => vlan.to_string(),
+                },
+            ),
+            ("DRIVER", or_dash(&self.driver)),
+            ("STATE", self.state.clone()),
+            ("NOTE", self.notes.join("\n")),
+        ]
+    }
+}
