@@ -5,6 +5,7 @@
 //! bound, and belongs in a helper process with a deadline all the same.
 
 use crate::address::PciAddress;
+use crate::kernel::KernelError;
 use crate::sysfs::Dir;
 use std::fs;
 use std::io;
@@ -47,6 +48,30 @@ pub enum ResetError {
     /// The kernel says that it was reset, and it does not answer.
     #[error("{0} was reset and does not answer: its configuration space reads as all ones")]
     Dead(PciAddress),
+}
+
+impl ResetError {
+    /// As an error of the kernel's part in partitioning; `what` says what was asked.
+    pub(crate) fn of_kernel(self, function: PciAddress, what: &str) -> KernelError {
+        let device = function.to_string();
+        let what = what.to_owned();
+        match self {
+            ResetError::Gone(_) => KernelError::Gone { device, what },
+            ResetError::Refused { errno, .. } => KernelError::Refused {
+                device,
+                what,
+                errno,
+                hint: None,
+            },
+            ResetError::Bound { .. } | ResetError::NoMethod(_) | ResetError::Dead(_) => {
+                KernelError::Failed {
+                    device,
+                    what,
+                    why: self.to_string(),
+                }
+            }
+        }
+    }
 }
 
 /// Resets `function` and sees that it answers afterwards. `root` is `/`, or a made-up tree.
@@ -99,7 +124,7 @@ fn dead(dir: &Dir) -> bool {
     let config = fs::read(dir.0.join("config")).unwrap_or_default();
     config
         .get(CLASS..CLASS + 4)
-        .is_none_or(|class| class == [0xff; 4])
+        .is_some_and(|class| class == [0xff; 4])
 }
 
 #[cfg(test)]

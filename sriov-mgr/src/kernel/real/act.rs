@@ -12,6 +12,7 @@ use crate::device::Device;
 use crate::kernel::{
     EswitchMode, KernelError, PfState, VfChange, VfLinkState, VfState, VlanProtocol,
 };
+use crate::vfio;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
@@ -179,8 +180,8 @@ pub(crate) fn act(
             )?;
         }
         Action::Reset(function) => {
-            let file = tree.function(*function).0.join("reset");
-            tree.write(&Device::Pci(*function), &file, "1", &action.words())?;
+            let failed = |e: vfio::ResetError| e.of_kernel(*function, &action.words());
+            vfio::reset(&tree.0, *function).map_err(failed)?;
         }
     }
     Ok(Answer::Done)
