@@ -33,8 +33,9 @@ pub use allocation::{Allocation, Identity, Phase, Released, Request, Settings, V
 pub use device::{Device, ParseDeviceError, VfId};
 pub use ethtool::DriverInfo;
 pub use health::Event;
-pub use inventory::{Error, Function, Interface, Inventory, Nic, NicId, Selector};
+pub use inventory::{AerCounts, Error, Function, Interface, Inventory, Nic, NicId, Selector};
 pub use journal::{CrashPoints, JournalError};
+pub use kernel::real::devlink::Reporter;
 pub use manager::{Manager, Options, Patience};
 pub use netlink::LinkState;
 pub use pci_names::PciNames;

@@ -4,6 +4,7 @@
 //! Every operation is one thing the kernel does. What must be done in which order, what is retried and
 //! what is written down first is the manager's business, not this module's.
 
+pub mod events;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
 pub mod real;

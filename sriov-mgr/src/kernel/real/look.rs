@@ -60,6 +60,26 @@ impl View {
         })
     }
 
+    /// The eswitch's mode, where there is one to choose.
+    pub(crate) fn eswitch(&self) -> Option<EswitchMode> {
+        self.eswitch
+    }
+
+    /// Representors by VF number.
+    pub(crate) fn representors(&self) -> HashMap<u32, String> {
+        let ports = self.ports.iter();
+        ports
+            .filter_map(|port| Some((port.vf, port.interface.clone()?)))
+            .collect()
+    }
+
+    /// What the PF has set for its VFs, by number; empty where it cannot be read.
+    pub(crate) fn settings(&self, tree: &Tree, device: &Device) -> HashMap<u32, VfSettings> {
+        let link = self.uplink(tree, device);
+        let read = link.map(|link| vf_attributes::read(link.index).unwrap_or_default());
+        read.unwrap_or_default().into_iter().collect()
+    }
+
     fn representor(&self, index: u32) -> Option<String> {
         self.ports
             .iter()

@@ -1,7 +1,13 @@
 //! The inventory itself: every PCI network function with its interfaces.
 
+mod live;
+
+pub use live::AerCounts;
+
 use crate::address::PciAddress;
 use crate::ethtool::{self, DriverInfo};
+use crate::kernel::real::devlink::Reporter;
+use crate::kernel::{EswitchMode, VfSettings};
 use crate::netlink::{self, Link, LinkState};
 use crate::pci_names::PciNames;
 use crate::sysfs::{self, Dir};
@@ -95,6 +101,20 @@ pub struct Nic {
     pub reset_methods: Vec<String>,
     /// MSI-X vectors now allocated.
     pub msi_vectors: usize,
+    /// MSI-X vectors that the function offers; absent without MSI-X and for unprivileged readers.
+    pub msix_table: Option<u16>,
+    /// PCI errors counted so far, where the platform reports them.
+    pub aer: Option<AerCounts>,
+    /// Health reporters of a PF's driver (devlink).
+    pub reporters: Vec<Reporter>,
+    /// Mode of a PF's eswitch, where it has one to choose.
+    pub eswitch: Option<EswitchMode>,
+    /// What its PF has set for a VF.
+    pub settings: Option<VfSettings>,
+    /// A VF's representor, in switchdev mode.
+    pub representor: Option<String>,
+    /// Who has a VF in use, in words; empty: nobody that this reader may see.
+    pub holders: Vec<String>,
     /// Present link, such as "8.0 GT/s PCIe x8".
     pub pcie_link: Option<String>,
     /// Network interfaces on it: usually one, more on multi-port functions and with representors.
@@ -155,7 +175,15 @@ impl Inventory {
     /// [`Error::NoSysfs`] and [`Error::Netlink`].
     pub async fn read() -> Result<Inventory, Error> {
         let links = netlink::links().await?;
-        Self::assemble(Path::new("/"), &links, &ethtool::driver_info)
+        let whole = move || {
+            let root = Path::new("/");
+            let mut inventory = Self::assemble(root, &links, &ethtool::driver_info)?;
+            live::complete(root, &mut inventory);
+            Ok(inventory)
+        };
+        // All of it is many small system calls: not for the runtime's own threads.
+        let read = tokio::task::spawn_blocking(whole).await;
+        read.unwrap_or_else(|died| Err(Error::Netlink(std::io::Error::other(died))))
     }
 
     fn assemble(
@@ -169,11 +197,12 @@ impl Inventory {
         }
         let names = PciNames::load(root);
         let links: HashMap<&str, &Link> = links.iter().map(|l| (l.name.as_str(), l)).collect();
+        let mut numbers = VfNumbers::default();
         let mut nics: Vec<Nic> = Dir(devices.clone())
             .entries("")
             .iter()
             .filter_map(|name| name.parse::<PciAddress>().ok())
-            .filter_map(|address| nic(&devices, address, &names, &links, driver_info))
+            .filter_map(|address| nic(&devices, address, &names, &links, driver_info, &mut numbers))
             .collect();
         nics.sort_by_key(|nic| nic.address);
         Ok(Inventory { nics })
@@ -229,6 +258,7 @@ fn nic(
     names: &PciNames,
     links: &HashMap<&str, &Link>,
     driver_info: &dyn Fn(&str) -> Option<DriverInfo>,
+    numbers: &mut VfNumbers,
 ) -> Option<Nic> {
     let dir = Dir(devices.join(address.to_string()));
     if dir.number("class")? >> 16 != CLASS_NETWORK {
@@ -256,7 +286,7 @@ fn nic(
         vendor: names.vendor(id.vendor),
         device: names.device(id.vendor, id.device),
         driver: dir.link_name("driver"),
-        function: function(devices, &dir, address),
+        function: function(devices, &dir, address, numbers),
         numa_node: dir
             .number("numa_node")
             .and_then(|node| u32::try_from(node).ok()),
@@ -267,6 +297,15 @@ fn nic(
             .map(|methods| methods.split_whitespace().map(str::to_owned).collect())
             .unwrap_or_default(),
         msi_vectors: dir.entries("msi_irqs").len(),
+        msix_table: std::fs::read(dir.0.join("config"))
+            .ok()
+            .and_then(|config| live::msix_vectors(&config)),
+        aer: live::aer(&dir),
+        reporters: Vec::new(),
+        eswitch: None,
+        settings: None,
+        representor: None,
+        holders: Vec::new(),
         pcie_link: match (
             dir.text("current_link_speed"),
             dir.text("current_link_width"),
@@ -281,16 +320,19 @@ fn nic(
     })
 }
 
-fn function(devices: &Path, dir: &Dir, address: PciAddress) -> Function {
+/// Numbers of the VFs of each PF, read once a PF: it has a link for each of them.
+type VfNumbers = HashMap<PciAddress, HashMap<PciAddress, u32>>;
+
+fn function(devices: &Path, dir: &Dir, address: PciAddress, numbers: &mut VfNumbers) -> Function {
     if let Some(pf) = dir
         .link_name("physfn")
         .and_then(|name| name.parse::<PciAddress>().ok())
     {
-        let siblings = Dir(devices.join(pf.to_string())).virtual_functions();
-        let index = siblings
-            .iter()
-            .find(|(_, vf)| *vf == address)
-            .map(|(index, _)| *index);
+        let siblings = numbers.entry(pf).or_insert_with(|| {
+            let links = Dir(devices.join(pf.to_string())).virtual_functions();
+            links.into_iter().map(|(index, vf)| (vf, index)).collect()
+        });
+        let index = siblings.get(&address).copied();
         return Function::Vf { pf, index };
     }
     match dir
