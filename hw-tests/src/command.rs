@@ -117,11 +117,22 @@ pub fn shown(command: &Command) -> String {
 fn reader(from: Option<impl Read + Send + 'static>) -> std::thread::JoinHandle<Vec<u8>> {
     std::thread::spawn(move || {
         let mut bytes = Vec::new();
-        if let Some(mut from) = from {
-            let _ = from.read_to_end(&mut bytes);
+        let mut part = [0; 8192];
+        let Some(mut from) = from else { return bytes };
+        while let Ok(count @ 1..) = from.read(&mut part) {
+            keep(&mut bytes, &part[..count]);
         }
         bytes
     })
+}
+
+/// The most that is kept of what a program writes, in bytes. The rest is read and forgotten.
+const MOST: usize = 16 << 20;
+
+/// Adds `more` to what is kept of a program's output.
+pub fn keep(kept: &mut Vec<u8>, more: &[u8]) {
+    let room = MOST.saturating_sub(kept.len()).min(more.len());
+    kept.extend_from_slice(&more[..room]);
 }
 
 /// Asks `ready` again and again until it has an answer.

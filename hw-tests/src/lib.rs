@@ -5,6 +5,9 @@
 //! through a [`console`], a [`capture`] on a link. A [`cluster`] puts them together: a controller, two hosts
 //! with an agent each, and guests. A [`switch`] on vhost-user ports and guests in a [`qemu`] of their own show
 //! what `xvio` does with nothing around it; a [`stream`] is bulk traffic that is checked. Ctrl-C at any time undoes all ([`cleanup`]).
+//!
+//! The hardware lab is here too: a [`machine`] with emulated SR-IOV NICs, the [`lab`] that runs [`suites`] on
+//! such machines and on real hosts, and reports.
 
 pub mod accel;
 pub mod capture;
@@ -16,6 +19,7 @@ pub mod cpio;
 pub mod guest;
 pub mod image;
 pub mod interruption;
+pub mod lab;
 pub mod libvirt;
 pub mod machine;
 pub mod netns;
@@ -25,6 +29,7 @@ pub mod qemu;
 pub mod run;
 pub mod story;
 pub mod stream;
+pub mod suites;
 pub mod switch;
 pub mod testpmd;
 pub mod world;

@@ -41,6 +41,8 @@ enum Step {
     Fuzz,
     /// Real guests
     E2e,
+    /// The lab's suites on its emulated machines
+    Lab,
 }
 
 /// Runs the command.
@@ -54,7 +56,7 @@ pub fn command(args: &Args) -> Result<ExitCode> {
     ) {
         return Ok(steps.summary("cargo xtask test"));
     }
-    if wants(Step::E2e) {
+    if wants(Step::E2e) || wants(Step::Lab) {
         sudo::warm_up()?;
     }
     let targets = workspace::targets()?;
@@ -133,7 +135,41 @@ fn all(steps: &mut Steps, args: &Args, targets: &[Target], wants: impl Fn(Step) 
             }
         }
     }
+    if wants(Step::Lab) {
+        lab_suites(steps);
+    }
     true
+}
+
+/// `ferrovia-lab run` on the shipped inventory. The reports stay in the build folder.
+fn lab_suites(steps: &mut Steps) -> bool {
+    let out = paths::target().join("lab-results");
+    let hint = format!(
+        "\"{}\" shows every test with what it found; `cargo xtask test --only lab` repeats the step.",
+        out.join("index.html").display()
+    );
+    let made = std::fs::create_dir_all(&out).context("The folder of the reports cannot be made");
+    let command = made.and_then(|()| {
+        let mut command = sudo::as_root("env")?;
+        command.arg(format!("FERROVIA_LAB_CACHE={}", paths::cache().display()));
+        command.arg(paths::target().join("debug/ferrovia-lab"));
+        command.arg("run").arg("--inventory");
+        command.arg(paths::root().join("hw-tests/lab.toml"));
+        command.args(["--suite", "smoke,sriov", "--out"]).arg(&out);
+        Ok(command)
+    });
+    match command {
+        Ok(mut command) => steps.run("lab", &hint, &mut command, last_counts),
+        Err(e) => steps.work("lab", &hint, || Err(e)),
+    }
+}
+
+/// The counts on the last line of what `ferrovia-lab run` printed.
+fn last_counts(output: &str) -> String {
+    let last = output.lines().rev().find(|line| line.contains(" passed, "));
+    last.and_then(|line| line.split(" in ").next())
+        .unwrap_or_default()
+        .to_owned()
 }
 
 fn is_loom(target: &Target) -> bool {
@@ -198,6 +234,16 @@ fn count_tests(output: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_lab_s_counts_are_those_of_the_whole_run() {
+        let output = "igb (emulated): 2 passed, 1 failed, 0 errors, 0 skipped\n\
+            4 passed, 1 failed, 0 errors, 3 skipped in 40 s; \"x/index.html\" is the page\n";
+        assert_eq!(
+            last_counts(output),
+            "4 passed, 1 failed, 0 errors, 3 skipped"
+        );
+    }
 
     #[test]
     fn results_of_several_programs_are_added_up() {
