@@ -25,7 +25,7 @@ fn run(inventory: &str, suite: &'static Suite) -> Report {
         .targets
         .into_iter()
         .map(|mut spec| {
-            spec.limits.grace = Duration::from_secs(1);
+            spec.limits.grace = Duration::from_secs(12);
             Job::new(spec, tests.clone())
         })
         .collect();

@@ -23,7 +23,7 @@ impl LocalLink {
 impl Link for LocalLink {
     fn run(&self, argv: &[String], limit: Duration) -> Result<Done, LinkError> {
         // timeout(1) also ends what the command started: it leads a process group of its own.
-        let seconds = format!("{:.1}", limit.as_secs_f32().max(0.1));
+        let seconds = format!("{:.3}", limit.as_secs_f32().max(0.1));
         let mut words = vec!["timeout", "-s", "KILL", &seconds];
         if self.sudo {
             words.splice(0..0, ["sudo", "-n", "--"]);
@@ -32,7 +32,7 @@ impl Link for LocalLink {
         command.args(&words[1..]).args(argv);
         let started = Instant::now();
         let done = finished(command::run(&mut command, limit + Duration::from_secs(5)))?;
-        if done.code == 137 && started.elapsed() >= limit {
+        if done.code == 137 && started.elapsed() + Duration::from_millis(20) >= limit {
             return Err(LinkError::Hung {
                 command: quoted(argv),
                 limit,

@@ -99,7 +99,7 @@ impl SshLink {
         if self.spec.sudo {
             words.extend(["sudo", "-n", "--"].map(str::to_owned));
         }
-        let seconds = format!("{:.1}", limit.as_secs_f32().max(0.1));
+        let seconds = format!("{:.3}", limit.as_secs_f32().max(0.1));
         words.extend(["timeout", "-s", "KILL", &seconds].map(str::to_owned));
         words.extend(argv.iter().cloned());
         let mut command = self.ssh();
