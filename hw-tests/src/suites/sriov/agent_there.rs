@@ -1,0 +1,136 @@
+//! An agent of a test's own on the target, with the NIC policy that the test wants, and `ferrovia` talking to it.
+//!
+//! [`AgentThere::end`] puts the PF back and stops the agent. A test that fails before leaves that to the
+//! lab's own clean-up.
+
+use crate::lab::Context;
+use crate::lab::suite::Stop;
+use crate::lab::target::{Done, Spawned};
+use serde::Deserialize;
+use std::time::Duration;
+
+/// How long an agent may take until it answers, in software emulation.
+const UP: Duration = Duration::from_secs(90);
+/// How long it may take to end.
+const DOWN: Duration = Duration::from_secs(30);
+
+/// The agent.
+pub(super) struct AgentThere<'a> {
+    lab: &'a Context,
+    root: String,
+    process: Spawned,
+}
+
+/// A VF that was handed out.
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct Given {
+    /// PF and number.
+    pub(super) vf: String,
+    /// PCI address.
+    pub(super) address: String,
+    /// Its MAC.
+    pub(super) mac: String,
+}
+
+impl Given {
+    /// Its number on its PF.
+    pub(super) fn index(&self) -> &str {
+        self.vf.rsplit_once('#').map_or("", |(_, index)| index)
+    }
+}
+
+impl<'a> AgentThere<'a> {
+    /// Starts one whose policy makes `vfs` VFs of the target's first PF, for the pool `tests`, and applies it.
+    pub(super) fn with_vfs(lab: &'a Context, vfs: u32) -> Result<AgentThere<'a>, Stop> {
+        let pf = lab.pf()?;
+        let policy = format!(
+            "[[nic.policy]]\nname = \"tests\"\nselect = {{ address = [\"{}\"] }}\nnum_vfs = {vfs}\npool = \"tests\"\n",
+            pf.address
+        );
+        // VFs have a link while their PF is up.
+        lab.ok(&["ip", "link", "set", &pf.interface, "up"])?;
+        let agent = AgentThere::start(lab, &policy)?;
+        agent.ferrovia(&["nic", "apply"])?;
+        Ok(agent)
+    }
+
+    /// Starts one with `policies` in its file; nothing is applied.
+    pub(super) fn start(lab: &'a Context, policies: &str) -> Result<AgentThere<'a>, Stop> {
+        let root = format!("{}/agent", lab.scratch());
+        let file = format!("{root}/etc/ferrovia/agent.toml");
+        let text = format!(
+            "host = \"lab\"\n[dataplane]\nworkers = 1\nmemory_mb = 128\nhugepages = \"never\"\n{policies}"
+        );
+        lab.ok(&["mkdir", "-p", &format!("{root}/etc/ferrovia")])?;
+        let done = lab.write(&file, &text)?;
+        if !done.ok() {
+            let why = done.said();
+            return Err(Stop::fail(format!(
+                "The agent's file cannot be written: {why}"
+            )));
+        }
+        let process = AgentThere::run(lab, &root)?;
+        Ok(AgentThere { lab, root, process })
+    }
+
+    fn run(lab: &Context, root: &str) -> Result<Spawned, Stop> {
+        let process = lab.spawn("agent", &["ferrovia-agent", "--root", root, "run"])?;
+        lab.wait_for("The agent's answer", UP, || {
+            if process.code()?.is_some() {
+                return Err(Stop::fail(format!("The agent ended: {}", process.log()?)));
+            }
+            let asked = lab.exec(&["ferrovia", "--root", root, "nic", "policies"])?;
+            Ok(asked.ok().then_some(()))
+        })?;
+        Ok(process)
+    }
+
+    /// `ferrovia` with these arguments, which must succeed.
+    pub(super) fn ferrovia(&self, arguments: &[&str]) -> Result<String, Stop> {
+        self.lab.ok(&self.line(arguments))
+    }
+
+    /// `ferrovia` with these arguments, which must be refused; what it says.
+    pub(super) fn refused(&self, arguments: &[&str]) -> Result<String, Stop> {
+        self.lab.refused(&self.line(arguments))
+    }
+
+    /// `ferrovia` with these arguments, however it ends.
+    pub(super) fn tried(&self, arguments: &[&str]) -> Result<Done, Stop> {
+        self.lab.exec(&self.line(arguments))
+    }
+
+    fn line<'b>(&'b self, arguments: &[&'b str]) -> Vec<&'b str> {
+        [&["ferrovia", "--root", &self.root], arguments].concat()
+    }
+
+    /// Hands out a VF on vfio-pci.
+    pub(super) fn allocate(&self, owner: &str, more: &[&str]) -> Result<Given, Stop> {
+        let asked = [
+            &["-o", "json", "vf", "allocate", owner, "--pool", "tests"],
+            more,
+        ];
+        let printed = self.ferrovia(&asked.concat())?;
+        serde_json::from_str(&printed).map_err(|error| {
+            Stop::fail(format!(
+                "`ferrovia vf allocate -o json` printed {printed}: {error}"
+            ))
+        })
+    }
+
+    /// Takes it back.
+    pub(super) fn release(&self, owner: &str) -> Result<(), Stop> {
+        self.ferrovia(&["vf", "release", owner])?;
+        Ok(())
+    }
+
+    /// Puts the PF back to how it was, and ends the agent.
+    pub(super) fn end(self) -> Result<(), Stop> {
+        let pf = self.lab.pf()?;
+        self.ferrovia(&["nic", "reset", &pf.address])?;
+        self.process.signal("TERM")?;
+        self.process.wait(DOWN)?;
+        self.lab.ok(&["ip", "link", "set", &pf.interface, "down"])?;
+        Ok(())
+    }
+}
