@@ -47,6 +47,8 @@ pub struct Config {
     pub server: bool,
     /// Queue pairs.
     pub queues: u16,
+    /// Packed rings, not split ones.
+    pub packed: bool,
     /// Its MAC address, which has to be the port's: others are dropped as spoofed.
     pub mac: String,
     /// Its address, likewise.
@@ -106,9 +108,10 @@ impl Testpmd {
     pub fn start(run: &Run, config: Config) -> Result<Testpmd> {
         let server = if config.server { ",server=1" } else { "" };
         let device = format!(
-            "net_virtio_user0,path={},queues={},mac={}{server}",
+            "net_virtio_user0,path={},queues={},packed_vq={},mac={}{server}",
             config.socket.display(),
             config.queues,
+            u8::from(config.packed),
             config.mac
         );
         if config.server {

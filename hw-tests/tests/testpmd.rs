@@ -30,12 +30,13 @@ struct Alone {
     root: PathBuf,
     mode: &'static str,
     queues: u16,
+    packed: bool,
     agent: Option<Daemon>,
     run: Run,
 }
 
 impl Alone {
-    fn start(mode: &'static str, queues: u16) -> Result<Alone> {
+    fn start(mode: &'static str, queues: u16, packed: bool) -> Result<Alone> {
         let run = Run::start()?;
         let root = run.subdir("alone")?;
         let port = |name: &str, last: u8| {
@@ -56,6 +57,7 @@ impl Alone {
             root,
             mode,
             queues,
+            packed,
             agent: None,
             run,
         };
@@ -117,6 +119,7 @@ impl Alone {
             // One of the two makes the socket.
             server: self.mode == "client",
             queues: self.queues,
+            packed: self.packed,
             mac: mac(own),
             address: [10, 0, 0, own].into(),
             peer_mac: mac(peer),
@@ -151,9 +154,9 @@ fn one_way(from: &mut Testpmd, to: &mut Testpmd) -> Result<()> {
 
 /// Everything with the agent's sockets as servers. DPDK's driver does not connect again when the agent goes,
 /// so it is started again as well; QEMU in this place would reconnect.
-fn with_the_agent_as_server(queues: u16) -> Result<()> {
+fn with_the_agent_as_server(queues: u16, packed: bool) -> Result<()> {
     let _turn = one_at_a_time();
-    let mut host = Alone::start("server", queues)?;
+    let mut host = Alone::start("server", queues, packed)?;
     let (mut a, mut b) = host.guests()?;
     exchange(&mut a, &mut b).context("at first")?;
 
@@ -176,9 +179,9 @@ fn with_the_agent_as_server(queues: u16) -> Result<()> {
 }
 
 /// Everything with the agent's sockets as clients: whoever was killed, the other goes on by itself.
-fn with_the_agent_as_client(queues: u16) -> Result<()> {
+fn with_the_agent_as_client(queues: u16, packed: bool) -> Result<()> {
     let _turn = one_at_a_time();
-    let mut host = Alone::start("client", queues)?;
+    let mut host = Alone::start("client", queues, packed)?;
     let (mut a, mut b) = host.guests()?;
     exchange(&mut a, &mut b).context("at first")?;
 
@@ -200,28 +203,38 @@ fn with_the_agent_as_client(queues: u16) -> Result<()> {
 
 #[test]
 fn agent_as_server_one_queue_pair() -> Result<()> {
-    with_the_agent_as_server(1)
+    with_the_agent_as_server(1, false)
 }
 
 #[test]
 fn agent_as_server_two_queue_pairs() -> Result<()> {
-    with_the_agent_as_server(2)
+    with_the_agent_as_server(2, false)
 }
 
 #[test]
 fn agent_as_client_one_queue_pair() -> Result<()> {
-    with_the_agent_as_client(1)
+    with_the_agent_as_client(1, false)
 }
 
 #[test]
 fn agent_as_client_two_queue_pairs() -> Result<()> {
-    with_the_agent_as_client(2)
+    with_the_agent_as_client(2, false)
+}
+
+#[test]
+fn agent_as_server_two_queue_pairs_packed() -> Result<()> {
+    with_the_agent_as_server(2, true)
+}
+
+#[test]
+fn agent_as_client_two_queue_pairs_packed() -> Result<()> {
+    with_the_agent_as_client(2, true)
 }
 
 #[test]
 fn flows_are_spread_over_the_receive_queues_and_stay_on_theirs() -> Result<()> {
     let _turn = one_at_a_time();
-    let host = Alone::start("server", 2)?;
+    let host = Alone::start("server", 2, false)?;
     let mut b = Testpmd::start(&host.run, host.guest("b"))?;
     b.receive()?;
     let mut used = [false; 2];
@@ -257,7 +270,7 @@ fn flows_are_spread_over_the_receive_queues_and_stay_on_theirs() -> Result<()> {
 #[test]
 fn packets_with_a_foreign_source_address_do_not_pass() -> Result<()> {
     let _turn = one_at_a_time();
-    let host = Alone::start("server", 1)?;
+    let host = Alone::start("server", 1, false)?;
     let (a, mut b) = host.guests()?;
     let config = a.quit()?;
     b.receive()?;

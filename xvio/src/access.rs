@@ -158,6 +158,12 @@ impl Area {
         }
     }
 
+    /// Asks the processor to fetch the line of the byte at `offset`, to be read.
+    #[inline]
+    pub(crate) fn prefetch(&self, offset: usize) {
+        prefetch(self.ptr.as_ptr().wrapping_add(offset));
+    }
+
     /// The alignment of its first byte, as far as `align` (a power of two) is concerned.
     pub(crate) fn is_aligned_to(&self, align: usize) -> bool {
         self.ptr.as_ptr().addr().is_multiple_of(align)
@@ -182,6 +188,35 @@ unsafe fn read16_volatile(ptr: NonNull<u8>) -> [u64; 2] {
     }
 }
 
+/// Copies `n` bytes. Short lengths, which most are, without a call: in two pieces that may overlap.
+///
+/// # Safety
+/// As for [`std::ptr::copy_nonoverlapping`].
+#[inline(always)]
+unsafe fn copy(from: *const u8, to: *mut u8, n: usize) {
+    /// The first and the last `N` bytes of `n`, which is not less than `N`.
+    #[inline(always)]
+    unsafe fn ends<const N: usize>(from: *const u8, to: *mut u8, n: usize) {
+        // SAFETY: `N <= n`, so both pieces are inside what the caller vouches for.
+        unsafe {
+            let first = from.cast::<[u8; N]>().read_unaligned();
+            let last = from.add(n - N).cast::<[u8; N]>().read_unaligned();
+            to.cast::<[u8; N]>().write_unaligned(first);
+            to.add(n - N).cast::<[u8; N]>().write_unaligned(last);
+        }
+    }
+    // SAFETY: each arm's `N` is not more than `n`; otherwise as the caller promises.
+    unsafe {
+        match n {
+            65..=128 => ends::<64>(from, to, n),
+            33..=64 => ends::<32>(from, to, n),
+            16..=32 => ends::<16>(from, to, n),
+            8..=15 => ends::<8>(from, to, n),
+            _ => std::ptr::copy_nonoverlapping(from, to, n),
+        }
+    }
+}
+
 /// Keeps the compiler from reading the source of a copy again in place of the copy: after this it
 /// must assume that all memory it does not own has changed.
 #[inline]
@@ -193,6 +228,19 @@ fn settle(copy: &mut [u8]) {
     }
     #[cfg(miri)]
     std::hint::black_box(copy);
+}
+
+/// Asks the processor to fetch a line, to be read.
+#[inline]
+fn prefetch(line: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch is a hint; it does not access memory as far as the program can see.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(line.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = line;
 }
 
 /// How far a prefetch reaches: the virtio-net header, and a short packet's payload behind it.
@@ -238,18 +286,21 @@ impl Segment {
         self.ptr.as_ptr().addr()
     }
 
-    /// Asks the processor to fetch the lines of the first [`PREFETCH`] bytes, to be read.
+    /// Asks the processor to fetch the first line, to be read.
     #[inline]
     pub(crate) fn prefetch(&self) {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: a prefetch is a hint; it does not access memory as far as the program can see.
-        unsafe {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            let first = self.ptr.as_ptr() as *const i8;
-            _mm_prefetch::<_MM_HINT_T0>(first);
-            let last = self.len().saturating_sub(1).min(PREFETCH);
-            _mm_prefetch::<_MM_HINT_T0>(first.wrapping_add(last));
-        }
+        self.prefetch_at(0);
+    }
+
+    /// Asks the processor to fetch the line after the first one, if there is one, to be read.
+    #[inline]
+    pub(crate) fn prefetch_next(&self) {
+        self.prefetch_at(self.len().saturating_sub(1).min(PREFETCH));
+    }
+
+    #[inline]
+    fn prefetch_at(&self, offset: usize) {
+        prefetch(self.ptr.as_ptr().wrapping_add(offset));
     }
 
     /// Asks the processor to fetch the lines of the first [`PREFETCH`] bytes, to be written.
@@ -284,17 +335,40 @@ impl Segment {
         Some(unsafe { read16_volatile(self.ptr.add(offset)) })
     }
 
-    /// Reads the first `N` bytes once; zeros when there are fewer.
+    /// Reads the first 8 bytes once, as a little-endian number; 0 when there are fewer.
     ///
     /// # Safety
     /// As for [`Segment::copy_out`].
     #[inline]
-    pub(crate) unsafe fn read_front<const N: usize>(&self) -> [u8; N] {
-        if N > self.len() {
-            return [0; N];
+    pub(crate) unsafe fn read_front(&self) -> u64 {
+        if self.len() < 8 {
+            return 0;
         }
-        // SAFETY: in bounds as just checked, mapped as the caller promises.
-        unsafe { self.ptr.cast::<[u8; N]>().read_volatile() }
+        let ptr = self.ptr.cast::<u64>();
+        if ptr.is_aligned() {
+            // SAFETY: in bounds as just checked, mapped as the caller promises, aligned.
+            return u64::from_le(unsafe { ptr.read_volatile() });
+        }
+        let mut copy = [0; 8];
+        // SAFETY: mapped as the caller promises.
+        unsafe { self.copy_out(0, &mut copy) };
+        u64::from_le_bytes(copy)
+    }
+
+    /// Writes the first 12 bytes, two little-endian numbers; nothing when there are fewer.
+    ///
+    /// # Safety
+    /// As for [`Segment::copy_out`].
+    #[inline]
+    pub(crate) unsafe fn put_front(&self, first: u64, second: u32) {
+        if self.len() >= 12 {
+            // SAFETY: in bounds as just checked, mapped as the caller promises.
+            unsafe {
+                let ptr = self.ptr.as_ptr();
+                ptr.cast::<u64>().write_unaligned(first.to_le());
+                ptr.add(8).cast::<u32>().write_unaligned(second.to_le());
+            }
+        }
     }
 
     /// Copies bytes from `offset` on into `dst`; as many as both have. Returns how many.
@@ -307,9 +381,7 @@ impl Segment {
         if n > 0 {
             // SAFETY: `offset + n <= len`, mapped as the caller promises; `dst` is private memory,
             // so the two do not overlap. A guest that writes meanwhile garbles its own packet only.
-            unsafe {
-                std::ptr::copy_nonoverlapping(self.ptr.as_ptr().add(offset), dst.as_mut_ptr(), n);
-            }
+            unsafe { copy(self.ptr.as_ptr().add(offset), dst.as_mut_ptr(), n) };
             settle(&mut dst[..n]);
         }
         n
@@ -324,9 +396,7 @@ impl Segment {
         let n = self.len().saturating_sub(offset).min(src.len());
         if n > 0 {
             // SAFETY: `offset + n <= len`, mapped as the caller promises; `src` is private memory.
-            unsafe {
-                std::ptr::copy_nonoverlapping(src.as_ptr(), self.ptr.as_ptr().add(offset), n);
-            }
+            unsafe { copy(src.as_ptr(), self.ptr.as_ptr().add(offset), n) };
         }
         n
     }

@@ -52,9 +52,8 @@ impl Default for Offer {
             mergeable: true,
             indirect: true,
             event_idx: true,
-            // Until DPDK's and QEMU's drivers were tested on them.
-            packed: false,
-            in_order: false,
+            packed: true,
+            in_order: true,
             csum: true,
             guest_csum: true,
             multiqueue: true,

@@ -36,6 +36,7 @@
 //! | `net_header.rs` | the virtio-net header |
 //! | `tx.rs`, `rx.rs` | the burst interface: guest to us, us to guest |
 //! | `features.rs` | the feature bits and what is offered |
+//! | `clock.rs` | the processor's counter, for less than a microsecond |
 //! | `counters.rs`, `error.rs` | what is counted, what can fail |
 //!
 //! ## Who is trusted
@@ -57,6 +58,7 @@
 
 mod access;
 mod backend;
+mod clock;
 mod counters;
 mod device;
 mod dirty;

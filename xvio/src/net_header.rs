@@ -22,6 +22,13 @@ pub(crate) enum Bad {
     Csum,
 }
 
+/// A header that begins with these bytes (little-endian) asks for nothing: no flags, no
+/// segmentation. What the other fields say does not matter then.
+#[inline]
+pub(crate) fn is_plain(front: u64) -> bool {
+    front & 0xffff == 0
+}
+
 /// Judges the header of a packet from the guest: `header` as copied from the ring, `len` the
 /// packet's length without it, `csum_offered` whether the driver may leave checksums to us.
 pub(crate) fn judge(

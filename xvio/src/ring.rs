@@ -358,9 +358,9 @@ impl Walker {
         let Some(segment) = self.memory.whole(d.address, d.len) else {
             return false;
         };
-        match self.direction {
-            Direction::Read => segment.prefetch(),
-            Direction::Write => segment.prefetch_write(),
+        if self.direction == Direction::Read {
+            // The virtio-net header, which is looked at next.
+            segment.prefetch();
         }
         let mut chain = batch.begin(id, at);
         if !batch.push_segment(segment) {
@@ -428,13 +428,18 @@ impl Walker {
             // SAFETY: the segment came from `self.memory`, which `self` keeps alive.
             let raw = unsafe { table.read16(DESCRIPTOR * index as usize) };
             let raw = raw.ok_or(Broken::IndirectLength(len))?;
-            let d = if packed {
+            let mut d = if packed {
                 Descriptor::packed(raw)
             } else {
                 Descriptor::split(raw)
             };
             if d.flags & INDIRECT != 0 {
                 return Err(Broken::IndirectNested);
+            }
+            if packed && self.direction == Direction::Read {
+                // DPDK's driver (22.11) says WRITE of the header in its transmit tables, and means
+                // nothing by it. It is only read.
+                d.flags &= !WRITE;
             }
             if self.buffer(walk, d, batch)? {
                 return Ok(());

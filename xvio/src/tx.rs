@@ -294,13 +294,19 @@ fn locate(
     if chain.oversize || len > MAX_PACKET {
         return Err(Refused::Oversize);
     }
-    let mut net = [0; MAX_HEADER];
-    match segments.first() {
-        // SAFETY: the segments come from the ring behind the gate, which this runs in.
-        Some(first) if first.len() >= MAX_HEADER => net = unsafe { first.read_front() },
-        _ => gather(segments, 0, &mut net[..header]),
-    }
-    let csum = net_header::judge(&net, len as usize, csum_offered).map_err(Refused::Bad)?;
+    let csum = match segments {
+        [only] => {
+            // The line behind the header's: it is copied next.
+            only.prefetch_next();
+            // SAFETY: the segments come from the ring behind the gate, which this runs in.
+            let front = unsafe { only.read_front() };
+            match net_header::is_plain(front) {
+                true => None,
+                false => judge(segments, header, len, csum_offered)?,
+            }
+        }
+        _ => judge(segments, header, len, csum_offered)?,
+    };
     Ok(Place {
         first: chain.first,
         count: chain.count,
@@ -308,6 +314,19 @@ fn locate(
         csum,
         len: len as u32,
     })
+}
+
+/// Judges a virtio-net header that is not plain, or in pieces, from a private copy.
+#[inline(never)]
+fn judge(
+    segments: &[Segment],
+    header: usize,
+    len: u64,
+    csum_offered: bool,
+) -> Result<Option<PartialCsum>, Refused> {
+    let mut net = [0; MAX_HEADER];
+    gather(segments, 0, &mut net[..header]);
+    net_header::judge(&net, len as usize, csum_offered).map_err(Refused::Bad)
 }
 
 /// Copies the bytes from `offset` on into `dst`, as many as there are.

@@ -159,7 +159,7 @@ fn refused_messages_are_acknowledged_as_failures_and_the_connection_goes_on() {
     fn text<T, E: std::fmt::Debug>(r: Result<T, E>) -> Result<(), String> {
         r.map(|_| ()).map_err(|e| format!("{e:?}"))
     }
-    refused(text(f.set_features(1 << 34 | PROTOCOL)), "not offered");
+    refused(text(f.set_features(1 << 33 | PROTOCOL)), "not offered");
     refused(text(f.set_vring_num(3, 64)), "Vring 3 does not exist");
     refused(text(f.set_vring_num(0, 63)), "power of two");
     refused(text(f.set_vring_num(0, 2048)), "power of two up to 1024");

@@ -4,6 +4,9 @@
 #![allow(dead_code)] // each test file uses a part
 
 pub mod raw;
+mod ring;
+
+pub use ring::Ring;
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -14,7 +17,6 @@ use std::time::{Duration, Instant};
 use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserProtocolFeatures};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
-use vmm_sys_util::eventfd::EventFd;
 use xvio::{Backend, BackendConfig, Offer, SocketMode, Status};
 
 pub const VERSION_1: u64 = 1 << 32;
@@ -25,6 +27,8 @@ pub const EVENT_IDX: u64 = 1 << 29;
 pub const CSUM: u64 = 1;
 pub const GUEST_CSUM: u64 = 2;
 pub const MQ: u64 = 1 << 22;
+pub const PACKED: u64 = 1 << 34;
+pub const IN_ORDER: u64 = 1 << 35;
 
 /// Two regions that follow each other for the guest but not in the file.
 pub const LOW: u64 = 0x10_0000;
@@ -121,137 +125,6 @@ impl Memory {
 /// One buffer of a chain: guest address and length.
 pub type Buffer = (u64, u32);
 
-/// The driver's side of one vring.
-pub struct Ring {
-    pub index: usize,
-    pub size: u16,
-    pub avail_idx: u16,
-    pub used_seen: u16,
-    free: Vec<u16>,
-    /// Descriptors of a chain, by head.
-    chains: Vec<Vec<u16>>,
-    pub kick: EventFd,
-    pub call: EventFd,
-}
-
-impl Ring {
-    pub fn new(index: usize, size: u16) -> Self {
-        Ring {
-            index,
-            size,
-            avail_idx: 0,
-            used_seen: 0,
-            free: (0..size).rev().collect(),
-            chains: vec![Vec::new(); usize::from(size)],
-            kick: EventFd::new(libc::EFD_NONBLOCK).unwrap(),
-            call: EventFd::new(libc::EFD_NONBLOCK).unwrap(),
-        }
-    }
-
-    pub fn desc(&self) -> u64 {
-        LOW + 0x1_0000 * self.index as u64
-    }
-
-    pub fn avail(&self) -> u64 {
-        self.desc() + 0x1000
-    }
-
-    pub fn used(&self) -> u64 {
-        self.desc() + 0x2000
-    }
-
-    fn table(&self, head: u16) -> u64 {
-        self.desc() + 0x4000 + 512 * u64::from(head)
-    }
-
-    /// Writes descriptor `at` of a table.
-    pub fn write_desc(memory: &Memory, table: u64, at: u16, d: (u64, u32, u16, u16)) {
-        let mut raw = [0; 16];
-        raw[..8].copy_from_slice(&d.0.to_le_bytes());
-        raw[8..12].copy_from_slice(&d.1.to_le_bytes());
-        raw[12..14].copy_from_slice(&d.2.to_le_bytes());
-        raw[14..].copy_from_slice(&d.3.to_le_bytes());
-        memory.write(table + 16 * u64::from(at), &raw);
-    }
-
-    /// Puts a head into the available ring, not yet visible.
-    pub fn offer(&mut self, memory: &Memory, head: u16) {
-        let slot = u64::from(self.avail_idx % self.size);
-        memory.write(self.avail() + 4 + 2 * slot, &head.to_le_bytes());
-        self.avail_idx = self.avail_idx.wrapping_add(1);
-    }
-
-    /// Makes what was offered visible.
-    pub fn expose(&self, memory: &Memory) {
-        memory.write(self.avail() + 2, &self.avail_idx.to_le_bytes());
-    }
-
-    /// Adds a chain; its head, or `None` when the ring is full.
-    pub fn add(
-        &mut self,
-        memory: &Memory,
-        chain: &[Buffer],
-        write: bool,
-        indirect: bool,
-    ) -> Option<u16> {
-        let w = if write { 2 } else { 0 };
-        let count = if indirect { 1 } else { chain.len() };
-        if self.free.len() < count {
-            return None;
-        }
-        let list: Vec<u16> = (0..count).filter_map(|_| self.free.pop()).collect();
-        let head = list[0];
-        let table = if indirect {
-            self.table(head)
-        } else {
-            self.desc()
-        };
-        for (i, &(address, len)) in chain.iter().enumerate() {
-            let last = i + 1 == chain.len();
-            let (at, next) = if indirect {
-                (i as u16, i as u16 + 1)
-            } else {
-                (list[i], if last { 0 } else { list[i + 1] })
-            };
-            let flags = w | if last { 0 } else { 1 };
-            Self::write_desc(memory, table, at, (address, len, flags, next));
-        }
-        if indirect {
-            let len = 16 * chain.len() as u32;
-            Self::write_desc(memory, self.desc(), head, (table, len, 4, 0));
-        }
-        self.chains[usize::from(head)] = list;
-        self.offer(memory, head);
-        Some(head)
-    }
-
-    /// Takes what the device has given back: heads and lengths.
-    pub fn take_used(&mut self, memory: &Memory) -> Vec<(u16, u32)> {
-        let mut taken = Vec::new();
-        let until = memory.u16(self.used() + 2);
-        while self.used_seen != until {
-            let slot = u64::from(self.used_seen % self.size);
-            let raw = memory.read(self.used() + 4 + 8 * slot, 8);
-            let head = u32::from_le_bytes(raw[..4].try_into().unwrap()) as u16;
-            let len = u32::from_le_bytes(raw[4..].try_into().unwrap());
-            let list = std::mem::take(&mut self.chains[usize::from(head)]);
-            assert!(
-                !list.is_empty(),
-                "head {head} was given back but not in use"
-            );
-            self.free.extend(list);
-            taken.push((head, len));
-            self.used_seen = self.used_seen.wrapping_add(1);
-        }
-        taken
-    }
-
-    /// Interrupts since the last call.
-    pub fn interrupts(&self) -> u64 {
-        self.call.read().unwrap_or(0)
-    }
-}
-
 /// A whole guest on a backend.
 pub struct Guest {
     pub memory: Memory,
@@ -296,13 +169,18 @@ impl Guest {
         frontend.set_protocol_features(protocol & known).unwrap();
         frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
         frontend.set_features(wanted).unwrap();
+        for ring in &mut self.rings {
+            ring.packed = features & PACKED != 0;
+            ring.in_order = features & IN_ORDER != 0;
+        }
     }
 
     /// Shares the memory and starts all rings.
     pub fn start(&mut self) {
         self.frontend.set_mem_table(&self.memory.regions()).unwrap();
         for index in 0..self.rings.len() {
-            self.start_ring(index, 0);
+            let base = self.rings[index].first_base();
+            self.start_ring(index, base);
         }
     }
 
@@ -330,9 +208,12 @@ impl Guest {
     /// Stops a ring, empties it, and starts it anew.
     pub fn restart_ring(&mut self, index: usize) {
         self.frontend.get_vring_base(index).unwrap();
-        self.rings[index] = Ring::new(index, self.rings[index].size);
-        self.memory.write(self.rings[index].desc(), &[0; 0x1_0000]);
-        self.start_ring(index, 0);
+        let old = &self.rings[index];
+        let new = Ring::with(index, old.size, old.packed, old.in_order);
+        let (desc, base) = (new.desc(), new.first_base());
+        self.rings[index] = new;
+        self.memory.write(desc, &[0; 0x1_0000]);
+        self.start_ring(index, base);
     }
 
     pub fn ring(&mut self, index: usize) -> (&mut Ring, &Memory) {
