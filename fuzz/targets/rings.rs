@@ -17,7 +17,8 @@ const SIZE: u16 = 16;
 const MEMORY: u64 = 0x1_0000;
 /// Belongs to nobody: before and after the guest's memory in the file.
 const MARGIN: u64 = 0x1000;
-const RINGS: usize = 0x800;
+/// Bytes of one ring: both fit into one input of the usual length.
+const RINGS: usize = 0x400;
 const F: [u64; 5] = [1 << 15, 1 << 28, 1 << 29, 1 << 34, 1 << 35];
 
 /// A port whose guest says hello anew for each input.
@@ -35,7 +36,12 @@ impl World {
         std::fs::create_dir_all(&folder).expect("a folder");
         let file = folder.join("memory");
         // In /tmp, which may be a disk: deleted at once, as a memfd would be.
-        let open = std::fs::File::options().read(true).write(true).create(true).truncate(true).open(&file);
+        let open = std::fs::File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(&file);
         let open = open.expect("a file");
         std::fs::remove_file(&file).expect("a file");
         open.set_len(MEMORY + 2 * MARGIN).expect("a file");
@@ -69,10 +75,13 @@ impl World {
         let features = f.get_features().ok()? & features | 1 << 32 | 1 << 30;
         f.set_features(features).ok()?;
         let _ = f.get_protocol_features().ok()?;
-        f.set_protocol_features(VhostUserProtocolFeatures::REPLY_ACK).ok()?;
+        f.set_protocol_features(VhostUserProtocolFeatures::REPLY_ACK)
+            .ok()?;
         f.set_hdr_flags(vhost::vhost_user::message::VhostUserHeaderFlag::NEED_REPLY);
         self.file.write_all_at(&[0xa5; MARGIN as usize], 0).ok()?;
-        self.file.write_all_at(&[0xa5; MARGIN as usize], MARGIN + MEMORY).ok()?;
+        self.file
+            .write_all_at(&[0xa5; MARGIN as usize], MARGIN + MEMORY)
+            .ok()?;
         self.file.write_all_at(&[0; MEMORY as usize], MARGIN).ok()?;
         f.set_mem_table(&[VhostUserMemoryRegionInfo {
             guest_phys_addr: 0,
@@ -86,7 +95,8 @@ impl World {
         for ring in 0..2usize {
             let at = MEMORY + (ring * RINGS) as u64;
             f.set_vring_num(ring, SIZE).ok()?;
-            f.set_vring_base(ring, if features & 1 << 34 != 0 { 1 << 15 } else { 0 }).ok()?;
+            f.set_vring_base(ring, if features & 1 << 34 != 0 { 1 << 15 } else { 0 })
+                .ok()?;
             f.set_vring_addr(
                 ring,
                 &VringConfigData {
@@ -94,8 +104,8 @@ impl World {
                     queue_size: SIZE,
                     flags: 0,
                     desc_table_addr: at,
-                    avail_ring_addr: at + 0x200,
-                    used_ring_addr: at + 0x400,
+                    avail_ring_addr: at + 0x100,
+                    used_ring_addr: at + 0x200,
                     log_addr: None,
                 },
             )
@@ -112,7 +122,10 @@ impl World {
         let mut margin = [0; MARGIN as usize];
         for at in [0, MARGIN + MEMORY] {
             self.file.read_exact_at(&mut margin, at).ok()?;
-            assert!(margin.iter().all(|b| *b == 0xa5), "bytes outside of the guest's memory");
+            assert!(
+                margin.iter().all(|b| *b == 0xa5),
+                "bytes outside of the guest's memory"
+            );
         }
         Some(())
     }
@@ -129,9 +142,15 @@ impl World {
                 if let Some(csum) = packet.csum() {
                     assert!(usize::from(csum.start) + usize::from(csum.offset) + 2 <= packet.len());
                 }
-                let _ = self.pair.rx.forward(head, packet, head.len(), packet.csum());
+                let _ = self
+                    .pair
+                    .rx
+                    .forward(head, packet, head.len(), packet.csum());
             }
-            let csum = PartialCsum { start: 34, offset: 6 };
+            let csum = PartialCsum {
+                start: 34,
+                offset: 6,
+            };
             let _ = self.pair.rx.send(&[&[7; 14], &[8; 300]], Some(csum));
             self.pair.rx.flush();
             self.pair.tx.complete(&mut self.burst);

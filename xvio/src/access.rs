@@ -164,6 +164,12 @@ impl Area {
         prefetch(self.ptr.as_ptr().wrapping_add(offset));
     }
 
+    /// Asks the processor to fetch the line of the byte at `offset`, to be written.
+    #[inline]
+    pub(crate) fn prefetch_write(&self, offset: usize) {
+        prefetch_write(self.ptr.as_ptr().wrapping_add(offset));
+    }
+
     /// The alignment of its first byte, as far as `align` (a power of two) is concerned.
     pub(crate) fn is_aligned_to(&self, align: usize) -> bool {
         self.ptr.as_ptr().addr().is_multiple_of(align)
@@ -243,6 +249,23 @@ fn prefetch(line: *const u8) {
     let _ = line;
 }
 
+/// Asks the processor to fetch a line, to be written.
+#[inline]
+fn prefetch_write(line: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch is a hint; it does not access memory as far as the program can see.
+    // Processors that do not know this one do nothing.
+    unsafe {
+        std::arch::asm!(
+            "prefetchw byte ptr [{0}]",
+            in(reg) line,
+            options(nostack, preserves_flags, readonly)
+        );
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = line;
+}
+
 /// How far a prefetch reaches: the virtio-net header, and a short packet's payload behind it.
 const PREFETCH: usize = 64;
 
@@ -306,20 +329,9 @@ impl Segment {
     /// Asks the processor to fetch the lines of the first [`PREFETCH`] bytes, to be written.
     #[inline]
     pub(crate) fn prefetch_write(&self) {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: a prefetch is a hint; it does not access memory as far as the program can see.
-        // Processors that do not know this one do nothing.
-        unsafe {
-            let first = self.ptr.as_ptr();
-            let last = first.wrapping_add(self.len().saturating_sub(1).min(PREFETCH));
-            std::arch::asm!(
-                "prefetchw byte ptr [{0}]",
-                "prefetchw byte ptr [{1}]",
-                in(reg) first,
-                in(reg) last,
-                options(nostack, preserves_flags, readonly)
-            );
-        }
+        let first = self.ptr.as_ptr();
+        prefetch_write(first);
+        prefetch_write(first.wrapping_add(self.len().saturating_sub(1).min(PREFETCH)));
     }
 
     /// Reads the 16 bytes at `offset` once; `None` when they are not all in the segment.

@@ -207,6 +207,15 @@ impl PackedRing {
                 self.empty = true;
                 return Ok(());
             }
+            // They are overwritten when they go back; in order, all but the first of a burst are not.
+            let lines = match self.in_order && self.walker.direction == Direction::Read {
+                true => 1,
+                false => ready,
+            };
+            for line in (0..lines).step_by(4) {
+                let at = usize::from(self.next.index + line);
+                self.desc.prefetch_write(DESCRIPTOR * at);
+            }
             let mut index = 0;
             while index < usize::from(ready) {
                 if !batch.takes_any() || steps >= MAX_STEPS {

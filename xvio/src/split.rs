@@ -145,6 +145,11 @@ impl SplitRing {
                 *raw = self.desc.read16(DESCRIPTOR * usize::from(*head));
             }
             self.likely = heads[count - 1].wrapping_add(1);
+            // Where the used entries of these will be.
+            for entry in (0..count).step_by(8) {
+                let slot = usize::from(self.next.wrapping_add(entry as u16) & (self.size - 1));
+                self.used.prefetch_write(4 + 8 * slot);
+            }
             for (&head, &raw) in heads[..count].iter().zip(&raws) {
                 if !batch.takes_any() || steps >= MAX_STEPS {
                     return Ok(());

@@ -41,6 +41,11 @@ fn target((way, _, size): &Case) -> Option<f64> {
 /// Prints all cases.
 pub fn print(results: &Results, limit: &[Moved]) {
     println!(
+        "A bare ring between two cores, two cache lines a packet: {:.1} cycles a packet ({:.0}% spread).",
+        median(limit, |m| m.cycles),
+        100.0 * spread(limit)
+    );
+    println!(
         "Busy cycles a packet on the backend's core; ratio = peer / xvio, above 1 xvio is faster."
     );
     println!(
