@@ -174,6 +174,15 @@ impl Qemu {
         done.with_context(|| format!("QEMU's last words: {}", self.daemon.log_tail(5)))
     }
 
+    /// Lets the guest reboot itself, and waits until it is up again.
+    pub fn reboot(&mut self) -> Result<()> {
+        self.expect("(sleep 1; reboot -f) >/dev/null 2>&1 &")?;
+        let console = self.console.as_mut().context("The guest has no console")?;
+        console
+            .wait_until_ready(BOOT_LIMIT)
+            .context("The guest did not boot again")
+    }
+
     /// Runs a shell command in the guest, which must succeed; what it wrote.
     pub fn expect(&mut self, command: &str) -> Result<String> {
         let output = self.run_for(command, Duration::from_secs(60))?;
