@@ -190,9 +190,9 @@ fn run(
         of_case.entry(kind).or_default().push(moved);
     };
     let wanted = |way: &Way| plan.ways.contains(way);
-    let flood = [(Way::FromGuest, "txonly"), (Way::ToGuest, "rxonly")];
+    let flood = [(Way::Out, "txonly"), (Way::In, "rxonly")];
     let flood = flood.into_iter().filter(|(way, _)| wanted(way));
-    if wanted(&Way::FromGuest) || wanted(&Way::ToGuest) {
+    if wanted(&Way::Out) || wanted(&Way::In) {
         let mut backend = Served::start(folder, kind, 1)?;
         let mut guest = Guest::start(&backend.sockets, layout)?;
         for (way, mode) in flood {
@@ -205,7 +205,7 @@ fn run(
             }
         }
     }
-    if !wanted(&Way::GuestToGuest) {
+    if !wanted(&Way::Across) {
         return Ok(());
     }
     let mut backend = Served::start(folder, kind, 2)?;
@@ -213,7 +213,7 @@ fn run(
     for &size in &plan.sizes {
         // It generates what the other port is to get, and frees what it got.
         guest.forward("flowgen", size)?;
-        let way = Way::GuestToGuest;
+        let way = Way::Across;
         keep(
             (way, layout, size),
             backend.measure(way, size, plan.milliseconds)?,

@@ -13,21 +13,21 @@ const WARM_UP: Duration = Duration::from_millis(50);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Way {
     /// The guest sends; packets end in device buffers (mbufs), which are freed.
-    FromGuest,
+    Out,
     /// The guest receives packets that lie in device buffers.
-    ToGuest,
+    In,
     /// Two guests send to each other through this one thread.
-    GuestToGuest,
+    Across,
 }
 
 impl Way {
-    pub const ALL: [Way; 3] = [Way::FromGuest, Way::ToGuest, Way::GuestToGuest];
+    pub const ALL: [Way; 3] = [Way::Out, Way::In, Way::Across];
 
     pub fn name(self) -> &'static str {
         match self {
-            Way::FromGuest => "from-guest",
-            Way::ToGuest => "to-guest",
-            Way::GuestToGuest => "guest-to-guest",
+            Way::Out => "from-guest",
+            Way::In => "to-guest",
+            Way::Across => "guest-to-guest",
         }
     }
 
@@ -38,9 +38,9 @@ impl Way {
 
 /// One poll each; how many packets it moved.
 pub trait Backend {
-    fn from_guest(&mut self) -> usize;
-    fn to_guest(&mut self) -> usize;
-    fn guest_to_guest(&mut self, from: usize, to: usize) -> usize;
+    fn take(&mut self) -> usize;
+    fn give(&mut self) -> usize;
+    fn pass(&mut self, from: usize, to: usize) -> usize;
     /// Prepares packets of this size to be sent to the guest; none when it is 0.
     fn prepare(&mut self, size: usize);
 }
@@ -82,22 +82,22 @@ pub fn bind(cpu: usize) -> Result<(), Box<dyn Error>> {
 
 /// Polls for so many milliseconds.
 pub fn measure(backend: &mut dyn Backend, way: Way, size: usize, milliseconds: u64) -> Moved {
-    backend.prepare(if way == Way::ToGuest { size } else { 0 });
+    backend.prepare(if way == Way::In { size } else { 0 });
     let time = Duration::from_millis(milliseconds);
     match way {
-        Way::FromGuest => {
-            turns(WARM_UP, || backend.from_guest());
-            turns(time, || backend.from_guest())
+        Way::Out => {
+            turns(WARM_UP, || backend.take());
+            turns(time, || backend.take())
         }
-        Way::ToGuest => {
-            turns(WARM_UP, || backend.to_guest());
-            turns(time, || backend.to_guest())
+        Way::In => {
+            turns(WARM_UP, || backend.give());
+            turns(time, || backend.give())
         }
-        Way::GuestToGuest => {
+        Way::Across => {
             let mut from = 0;
             let mut turn = || {
                 from = 1 - from;
-                backend.guest_to_guest(from, 1 - from)
+                backend.pass(from, 1 - from)
             };
             turns(WARM_UP, &mut turn);
             turns(time, turn)

@@ -53,7 +53,7 @@ impl Ours {
 }
 
 impl Backend for Ours {
-    fn from_guest(&mut self) -> usize {
+    fn take(&mut self) -> usize {
         let tx = &mut self.pairs[0].tx;
         let count = tx.poll(&mut self.burst);
         if count == 0 || self.pool.alloc_burst(&mut self.packets, count) < count {
@@ -68,7 +68,7 @@ impl Backend for Ours {
         count
     }
 
-    fn to_guest(&mut self) -> usize {
+    fn give(&mut self) -> usize {
         let rx = &mut self.pairs[0].rx;
         let mut sent = 0;
         for packet in self.packets.iter() {
@@ -81,7 +81,7 @@ impl Backend for Ours {
         sent
     }
 
-    fn guest_to_guest(&mut self, from: usize, to: usize) -> usize {
+    fn pass(&mut self, from: usize, to: usize) -> usize {
         let count = self.pairs[from].tx.poll(&mut self.burst);
         if count == 0 {
             return 0;

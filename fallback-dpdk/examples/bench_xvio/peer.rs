@@ -151,7 +151,7 @@ fn enqueue(device: usize, packets: *const *const c_void, count: usize) -> usize 
 }
 
 impl Backend for Peer {
-    fn from_guest(&mut self) -> usize {
+    fn take(&mut self) -> usize {
         let mut packets = [std::ptr::null_mut(); BURST];
         let count = self.dequeue(0, &mut packets);
         if count > 0 {
@@ -161,19 +161,19 @@ impl Backend for Peer {
         count
     }
 
-    fn to_guest(&mut self) -> usize {
+    fn give(&mut self) -> usize {
         let packets: &[Mbuf] = self.packets.as_slice();
         // An `Mbuf` is a pointer to an mbuf, and nothing else.
         const { assert!(size_of::<Mbuf>() == size_of::<*const c_void>()) };
         enqueue(0, packets.as_ptr().cast(), packets.len())
     }
 
-    fn guest_to_guest(&mut self, from: usize, to: usize) -> usize {
+    fn pass(&mut self, from: usize, to: usize) -> usize {
         let mut packets = [std::ptr::null_mut(); BURST];
         let count = self.dequeue(from, &mut packets);
         if count > 0 {
             enqueue(to, packets.as_ptr().cast(), count);
-            // SAFETY: as in `from_guest`; what was sent was copied.
+            // SAFETY: as in `take`; what was sent was copied.
             unsafe { rte_pktmbuf_free_bulk(packets.as_mut_ptr(), count as c_uint) };
         }
         count

@@ -31,7 +31,7 @@ fn name((way, layout, _): &Case) -> String {
 /// What a case has to reach against DPDK's vhost library.
 fn target((way, _, size): &Case) -> Option<f64> {
     match (way, size) {
-        (Way::GuestToGuest, _) => Some(1.5),
+        (Way::Across, _) => Some(1.5),
         (_, 64) => Some(1.25),
         (_, 1518) => Some(1.0),
         _ => None,
