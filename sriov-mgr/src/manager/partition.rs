@@ -309,11 +309,6 @@ impl Shared {
         steps: &[Step],
     ) -> Result<PfDone, Stopped> {
         let state = self.kernel.pf(pf).map_err(|e| Stopped::Open(e.into()))?;
-        self.journal(Record::End {
-            pf: pf.clone(),
-            num_vfs: state.num_vfs,
-            hold: then,
-        })?;
         if steps.iter().any(|step| matches!(step, Step::MakeVfs(_))) {
             self.tell(&Event::VfsMade {
                 pf: pf.clone(),
@@ -323,6 +318,12 @@ impl Shared {
         let (lost, failed) = self
             .restore_all(pf, Some(target.num_vfs))
             .map_err(Stopped::Open)?;
+        // Not before: a start after a crash in between gives them their settings.
+        self.journal(Record::End {
+            pf: pf.clone(),
+            num_vfs: state.num_vfs,
+            hold: then,
+        })?;
         let mut short = failed;
         if state.num_vfs != target.num_vfs {
             short.push(format!(

@@ -195,6 +195,15 @@ pub fn chain(error: &Error) -> String {
 
 /// Runs `work` until it ends or is killed; whether it was killed.
 pub fn killed(work: impl FnOnce()) -> bool {
+    static QUIET: std::sync::Once = std::sync::Once::new();
+    QUIET.call_once(|| {
+        let loud = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if !info.payload().is::<Killed>() {
+                loud(info);
+            }
+        }));
+    });
     match catch_unwind(AssertUnwindSafe(work)) {
         Ok(()) => false,
         Err(payload) if payload.is::<Killed>() => true,
