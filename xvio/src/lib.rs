@@ -28,6 +28,7 @@
 //! | `queue.rs` | one vring as worker and message thread share it |
 //! | `doorbell.rs` | ringing the guest's eventfds without ever waiting for them |
 //! | `ring.rs` | a ring of either layout: chains in bulk, used entries in bulk |
+//! | `walk.rs` | the walk through the descriptors of a chain |
 //! | `split.rs`, `packed.rs` | the two layouts |
 //! | `hooks.rs` | what a ring tells in-flight tracking and dirty logging |
 //! | `inflight.rs` | the in-flight table: what a killed backend had taken |
@@ -81,6 +82,7 @@ mod sigbus;
 mod socket;
 mod split;
 mod tx;
+mod walk;
 mod wire;
 
 pub use backend::{Backend, BackendConfig, PairCounters, QueuePair, SocketMode, State, Status};
