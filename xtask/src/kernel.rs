@@ -3,8 +3,9 @@
 use crate::{deps, steps, sudo};
 use anyhow::{Context, Result, bail};
 use std::fs;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 /// One of the kernels.
 #[derive(Debug)]
@@ -45,6 +46,7 @@ impl Kernel {
     /// Fetches it when it is not there; says whether it did.
     pub fn fetch(&self, cache: &Path) -> Result<bool> {
         if self.is_there(cache) {
+            uncompress(&self.home(cache));
             return Ok(false);
         }
         if std::env::consts::ARCH != "x86_64" {
@@ -63,8 +65,76 @@ impl Kernel {
                 self.what
             )
         })?;
+        uncompress(&self.home(cache));
         Ok(true)
     }
+}
+
+/// Puts the kernel itself beside Debian's compressed file, which unpacks itself at each boot: under software
+/// emulation that takes over a second. Where it cannot be done, the compressed file is booted as before.
+fn uncompress(home: &Path) {
+    let Ok(release) = fs::read_to_string(home.join("complete")) else {
+        return;
+    };
+    let boot = home.join("boot");
+    let to = boot.join(format!("vmlinux-{release}"));
+    // QEMU starts an uncompressed kernel by its PVH entry.
+    let config = fs::read_to_string(boot.join(format!("config-{release}"))).unwrap_or_default();
+    if to.exists() || !config.lines().any(|line| line == "CONFIG_PVH=y") {
+        return;
+    }
+    let packed = boot.join(format!("vmlinuz-{release}"));
+    let Some(packed) = fs::read(packed)
+        .ok()
+        .and_then(|file| payload(&file).map(<[u8]>::to_vec))
+    else {
+        return;
+    };
+    let unfinished = to.with_extension(format!("{}", std::process::id()));
+    if decompress(&packed, &unfinished).is_err() || fs::rename(&unfinished, &to).is_err() {
+        let _ = fs::remove_file(unfinished);
+    }
+}
+
+/// The compressed kernel in a bzImage: `setup_sects`, `payload_offset` and `payload_length` of the kernel's
+/// Documentation/arch/x86/boot.rst. What follows the zstd stream, the length of what comes out, is left off.
+fn payload(file: &[u8]) -> Option<&[u8]> {
+    let word = |at: usize| {
+        let bytes = file.get(at..at + 4)?.try_into().ok()?;
+        usize::try_from(u32::from_le_bytes(bytes)).ok()
+    };
+    if file.get(0x202..0x206)? != b"HdrS" {
+        return None;
+    }
+    let sectors = match file.get(0x1f1)? {
+        0 => 4,
+        sectors => usize::from(*sectors),
+    };
+    let from = (sectors + 1) * 512 + word(0x248)?;
+    let whole = file.get(from..from.checked_add(word(0x24c)?)?)?;
+    whole.get(..whole.len().checked_sub(4)?)
+}
+
+fn decompress(packed: &[u8], to: &Path) -> Result<()> {
+    let tool = match packed {
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => "zstd",
+        [0xfd, b'7', b'z', b'X', b'Z', ..] => "xz",
+        _ => bail!("The kernel is compressed in a way that is not known"),
+    };
+    let mut child = Command::new(tool)
+        .arg("-dc")
+        .stdin(Stdio::piped())
+        .stdout(fs::File::create(to)?)
+        .stderr(Stdio::null())
+        .spawn()?;
+    let fed = child.stdin.take().map(|mut stdin| stdin.write_all(packed));
+    let status = child.wait()?;
+    let mut start = [0; 4];
+    fs::File::open(to)?.read_exact(&mut start)?;
+    if !status.success() || !matches!(fed, Some(Ok(()))) || start != *b"\x7fELF" {
+        bail!("The kernel could not be decompressed ({status})");
+    }
+    Ok(())
 }
 
 /// Makes the folder `place` of the cache. It is filled beside its place and renamed: an interrupted run leaves
@@ -219,6 +289,21 @@ pub fn download(to: &Path, name: &str) -> Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_kernel_in_a_bzimage_is_found_and_what_is_none_is_refused() {
+        let mut file = vec![0; 2048];
+        file[0x1f1] = 1;
+        file[0x202..0x206].copy_from_slice(b"HdrS");
+        file[0x248] = 8;
+        file[0x24c] = 12;
+        file[1032..1044].copy_from_slice(b"compressed!!");
+        assert_eq!(payload(&file), Some(&b"compress"[..]));
+        file[0x24f] = 0xff;
+        assert_eq!(payload(&file), None, "longer than the file");
+        assert_eq!(payload(b"short"), None);
+        assert_eq!(payload(&[0; 2048]), None);
+    }
 
     #[test]
     fn every_version_of_a_meta_package_names_its_kernel() {

@@ -164,14 +164,14 @@ fn act(what: &What) -> Result<ExitCode> {
         } => {
             let get = get.iter().map(|g| pair(g)).collect::<Result<Vec<_>>>()?;
             let machine = shape.boot(&home)?;
-            let code = run(&machine, command, limit.map(Duration::from_secs))?;
+            let ended = run(&machine, command, limit.map(Duration::from_secs));
             for (inside, outside) in get {
                 machine
                     .copy_out(&inside, &outside)
                     .with_context(|| format!("\"{}\" was not copied out", inside.display()))?;
                 give_back(&outside);
             }
-            Ok(exit_code(code))
+            Ok(exit_code(ended?))
         }
         What::Boot { shape, times } => {
             for _ in 0..*times {

@@ -2,7 +2,7 @@
 //!
 //! An [`inventory`] describes [`target`]s; [`runner`] gives each its tests, as many targets at once as
 //! [`schedule`] allows. On a target ([`on_target`]) tests run one after the other; after each, a [`snapshot`]
-//! says what it left, and [`restore`] puts it back. The [`results`] are data; [`report`] writes them in four
+//! says what it left, and [`restore`] puts it back; a [`hold`] keeps other runs off a host meanwhile. The [`results`] are data; [`report`] writes them in four
 //! forms, [`baseline`] compares them with those of an earlier run.
 //!
 //! # A new test
@@ -46,6 +46,7 @@ pub mod command_line;
 mod commands;
 pub mod context;
 pub mod facts;
+pub mod hold;
 pub mod inventory;
 pub mod needs;
 pub mod on_target;

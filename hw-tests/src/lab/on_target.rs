@@ -2,6 +2,7 @@
 //! the target is as it was before, and whatever goes wrong ends as a row of the report within its limit.
 
 use super::context::{Context, Kept, cut};
+use super::hold::Hold;
 use super::inventory::{Kind, TargetSpec};
 use super::progress::Progress;
 use super::restore::restore;
@@ -172,9 +173,19 @@ impl Runner<'_> {
         let dir = self.dir.join(self.opened.to_string());
         std::fs::create_dir_all(&dir)?;
         let target = Target::open(self.spec, &dir)?;
+        let limits = &self.spec.limits;
+        let left = self.end.saturating_duration_since(Instant::now());
+        let hold = match Hold::take(&target, limits.target, limits.ready.min(left)) {
+            Ok(hold) => hold,
+            Err(error) => {
+                target.close();
+                return Err(error.into());
+            }
+        };
         let first = match Snapshot::take(&target) {
             Ok(first) => first,
             Err(error) => {
+                hold.release();
                 target.close();
                 return Err(error.into());
             }
@@ -186,6 +197,7 @@ impl Runner<'_> {
             if !thrown_away {
                 let _ = restore(&undone, &state);
             }
+            hold.release();
             undone.close();
         });
         Ok(Open {

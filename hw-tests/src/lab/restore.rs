@@ -178,13 +178,19 @@ fn vf_back(pf: &str, vf: u64, before: &Snapshot, script: &mut String) {
     {
         let tag = vlan[0]["vlan"].as_u64().unwrap_or(0).to_string();
         let qos = vlan[0]["qos"].as_u64().unwrap_or(0).to_string();
-        set(&["vlan", &tag, "qos", &qos]);
+        match vlan[0]["protocol"].as_str() {
+            Some("802.1ad") => set(&["vlan", &tag, "qos", &qos, "proto", "802.1ad"]),
+            _ => set(&["vlan", &tag, "qos", &qos]),
+        }
     }
     if let Some(value) = was("spoofchk") {
         set(&["spoofchk", on(value)]);
     }
     if let Some(value) = was("trust") {
         set(&["trust", on(value)]);
+    }
+    if let Some(value) = was("query_rss_en") {
+        set(&["query_rss", on(value)]);
     }
     if let Some(value) = was("link_state") {
         set(&["state", value]);
@@ -210,4 +216,42 @@ fn vf_back(pf: &str, vf: u64, before: &Snapshot, script: &mut String) {
         quoted(&[driver]),
         quoted(&[over])
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_eswitch_mode_changes_while_there_are_no_vfs_and_their_attributes_come_last() {
+        let before = Snapshot::read(
+            "0000:3b:00.0\tsriov_numvfs\t1\n0000:3b:00.0\teswitch\tlegacy\n0000:3b:00.0\tdriver\tice\n\
+             0000:3b:00.0\t@link\t[{\"ifname\":\"e0\",\"vfinfo_list\":[{\"vf\":0,\"address\":\"02:00:00:00:00:09\",\
+             \"vlan_list\":[{\"vlan\":7,\"protocol\":\"802.1ad\"}]}]}]\n",
+        );
+        let after =
+            Snapshot::read("0000:3b:00.0\tsriov_numvfs\t1\n0000:3b:00.0\teswitch\tswitchdev\n");
+        let mut script = String::new();
+        nic_back(
+            "0000:3b:00.0",
+            &before,
+            &before.changes(&after),
+            &mut script,
+        );
+        let place = |part: &str| {
+            script
+                .find(part)
+                .unwrap_or_else(|| panic!("{part} is not in {script}"))
+        };
+        let places = [
+            "driver/unbind",
+            "sriov_numvfs 0",
+            "devlink dev eswitch set pci/0000:3b:00.0 mode legacy",
+            "sriov_numvfs 1",
+            "vf 0 mac 02:00:00:00:00:09",
+            "vf 0 vlan 7 qos 0 proto 802.1ad",
+        ]
+        .map(place);
+        assert!(places.is_sorted(), "{script}");
+    }
 }

@@ -87,7 +87,7 @@ impl Snapshot {
         Ok(all)
     }
 
-    fn read(printed: &str) -> Snapshot {
+    pub(super) fn read(printed: &str) -> Snapshot {
         let mut all = BTreeMap::new();
         for line in printed.lines() {
             let mut fields = line.splitn(3, '\t');

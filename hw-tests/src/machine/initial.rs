@@ -120,8 +120,15 @@ impl Kernel {
             )
         })?;
         let home = home.canonicalize()?;
+        let boot = home.join("boot");
+        // Uncompressed where `cargo xtask deps` could do that: it need not unpack itself at each boot.
+        let plain = boot.join(format!("vmlinux-{release}"));
+        let file = match plain.exists() {
+            true => plain,
+            false => boot.join(format!("vmlinuz-{release}")),
+        };
         Ok(Kernel {
-            file: home.join("boot").join(format!("vmlinuz-{release}")),
+            file,
             modules: home.join("lib/modules").join(&release),
             release,
         })

@@ -86,6 +86,19 @@ fn text(raw: &str) -> String {
     out
 }
 
+/// A test's name, which may break after each of its words.
+fn name(raw: &str) -> String {
+    text(raw).replace('_', "_<wbr>")
+}
+
+fn badge(platform: Option<Platform>) -> &'static str {
+    match platform {
+        Some(Platform::Emulated) => "<span class=\"badge emulated\">emulated</span>",
+        Some(Platform::Physical) => "<span class=\"badge physical\">physical</span>",
+        None => "<span class=\"badge\">not reached</span>",
+    }
+}
+
 fn sign(status: Status) -> &'static str {
     match status {
         Status::Passed => "✓",
@@ -189,7 +202,12 @@ fn bar(counts: &Counts, page: &mut String) {
 fn matrix(report: &Report, page: &mut String) {
     page.push_str("<h2>Results</h2>\n<div class=\"scroll\"><table class=\"matrix\">\n<thead><tr><th>Test</th>");
     for target in &report.targets {
-        let _ = write!(page, "<th scope=\"col\">{}</th>", text(&target.name));
+        let _ = write!(
+            page,
+            "<th scope=\"col\">{} {}</th>",
+            text(&target.name),
+            badge(target.platform)
+        );
     }
     page.push_str("</tr></thead>\n");
     let mut suites: Vec<(&str, Vec<&str>)> = Vec::new();
@@ -218,9 +236,9 @@ fn matrix(report: &Report, page: &mut String) {
     page.push_str("</table></div>\n");
 }
 
-fn matrix_row(report: &Report, suite: &str, name: &str, page: &mut String) {
+fn matrix_row(report: &Report, suite: &str, named: &str, page: &mut String) {
     let find = |target: &TargetResult| {
-        let same = |test: &TestResult| test.suite == suite && test.name == name;
+        let same = |test: &TestResult| test.suite == suite && test.name == named;
         target.tests.iter().position(same)
     };
     let cells: Vec<Option<usize>> = report.targets.iter().map(find).collect();
@@ -232,8 +250,8 @@ fn matrix_row(report: &Report, suite: &str, name: &str, page: &mut String) {
         page,
         "<tr data-tests=\"{}\" data-words=\"{}\"><th scope=\"row\">{}</th>",
         all.join(" "),
-        text(&format!("{suite}/{name}").to_lowercase()),
-        text(name)
+        text(&format!("{suite}/{named}").to_lowercase()),
+        name(named)
     );
     for (at, cell) in cells.iter().enumerate() {
         match cell {
@@ -253,15 +271,11 @@ fn matrix_row(report: &Report, suite: &str, name: &str, page: &mut String) {
 }
 
 fn card(target: &TargetResult, page: &mut String) {
-    let platform = match target.platform {
-        Some(Platform::Emulated) => "<span class=\"badge emulated\">emulated</span>",
-        Some(Platform::Physical) => "<span class=\"badge physical\">physical</span>",
-        None => "<span class=\"badge\">not reached</span>",
-    };
     let _ = writeln!(
         page,
-        "<section class=\"card\"><header><h3>{}</h3>{platform}<span class=\"dim\">{} · {}</span></header>",
+        "<section class=\"card\"><header><h3>{}</h3>{}<span class=\"dim\">{} · {}</span></header>",
         text(&target.name),
+        badge(target.platform),
         text(&target.kind),
         seconds(target.duration_s)
     );
@@ -354,13 +368,17 @@ fn one_test(id: &str, test: &TestResult, page: &mut String) {
     let _ = write!(
         page,
         "<details class=\"test\" id=\"{id}\" data-tests=\"{word}\" data-words=\"{}\"{open}>\n\
-         <summary><span class=\"cell {word}\">{} {word}</span><span class=\"name\">{}/{}</span>\
+         <summary><span class=\"cell {word}\">{} {word}</span><span class=\"name\">{}/<wbr>{}</span>\
          <span class=\"time\">{}</span><span class=\"why\">{}</span></summary>\n<div>\n<p class=\"dim\">{}</p>\n",
         text(&format!("{}/{}", test.suite, test.name).to_lowercase()),
         sign(test.status),
         text(&test.suite),
-        text(&test.name),
-        seconds(test.duration_s),
+        name(&test.name),
+        if test.duration_s > 0.0 {
+            seconds(test.duration_s)
+        } else {
+            String::new()
+        },
         text(why),
         text(&test.about),
     );
