@@ -79,7 +79,8 @@ impl<'a> AgentThere<'a> {
             if process.code()?.is_some() {
                 return Err(Stop::fail(format!("The agent ended: {}", process.log()?)));
             }
-            let asked = lab.exec(&["ferrovia", "--root", root, "nic", "policies"])?;
+            // Only what needs the manager says whether it is open.
+            let asked = lab.exec(&["ferrovia", "--root", root, "nic", "plan"])?;
             Ok(asked.ok().then_some(()))
         })?;
         Ok(process)
