@@ -186,9 +186,13 @@ fn manage_nics(
     handle: Handle,
 ) -> Result<(), StartError> {
     let kernel = nics::kernel::real(config.nic.deadline);
+    let watch = sriov_mgr::kernel::events::watch().inspect_err(
+        |error| tracing::warn!(%error, "changes of NICs are seen within a minute, not at once"),
+    );
     let start = nics::Start {
         options: sriov_mgr::Options::new(paths.sriov_dir(), kernel),
         file: config.nic.policies.clone(),
+        watch: watch.ok(),
         moved: Box::new(move |owners| handle.nics_moved(owners)),
     };
     nics::start(nics, start).map_err(|source| StartError::System {

@@ -8,7 +8,7 @@ use api::client::{self, Target};
 use api::v1::{self, sriov_client::SriovClient, sriov_server::SriovServer};
 use flow::MacAddr;
 use sriov_mgr::kernel::fake::{FakeKernel, FakePf, Fault, Op};
-use sriov_mgr::policy::{Policy, Selector, WEAKEST};
+use sriov_mgr::policy::{Policy, Selector};
 use sriov_mgr::{Device, Options};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -38,7 +38,6 @@ fn pf() -> Device {
 fn policy(name: &str, num_vfs: u32) -> Policy {
     Policy {
         name: name.into(),
-        priority: WEAKEST,
         select: Selector {
             pf: vec!["eth0".parse().unwrap()],
             ..Selector::default()
@@ -52,6 +51,17 @@ fn policy(name: &str, num_vfs: u32) -> Policy {
 /// The NICs of an agent that has just started, when it has done what it does then.
 fn begin(dir: &Path, kernel: &Arc<FakeKernel>, file: Vec<Policy>) -> (Nics, Vec<String>) {
     let nics = Nics::new(dir.join("nic-policies.json"));
+    let owners = start(&nics, dir, kernel, file);
+    (nics, owners.recv_timeout(PATIENCE).unwrap())
+}
+
+/// Starts them; what comes back are the owners of VFs each time when they may have moved.
+fn start(
+    nics: &Nics,
+    dir: &Path,
+    kernel: &Arc<FakeKernel>,
+    file: Vec<Policy>,
+) -> mpsc::Receiver<Vec<String>> {
     let (moved, told) = mpsc::channel();
     let mut options = Options::new(dir.join("sriov"), kernel.clone());
     // Whatever else is on this machine is no part of the test.
@@ -59,13 +69,13 @@ fn begin(dir: &Path, kernel: &Arc<FakeKernel>, file: Vec<Policy>) -> (Nics, Vec<
     let start = Start {
         options,
         file,
+        watch: None,
         moved: Box::new(move |owners| {
             let _ = moved.send(owners);
         }),
     };
-    nics::start(&nics, start).unwrap();
-    let owners = told.recv_timeout(PATIENCE).unwrap();
-    (nics, owners)
+    nics::start(nics, start).unwrap();
+    told
 }
 
 /// Ends them: the folder is free again when this returns.
@@ -475,6 +485,46 @@ fn a_port_keeps_its_vf_over_a_restart_and_a_deleted_one_gives_it_back() {
     ports.until("a", vlan);
     ports.want(&[]);
     until_owners(&nics, &mut ports, &[]);
+    nics.stop();
+}
+
+#[test]
+fn ports_wait_for_the_vfs_that_the_start_makes() {
+    let (dir, kernel) = (tempfile::tempdir().unwrap(), kernel());
+    let nics = Nics::new(dir.path().join("nic-policies.json"));
+    // Wanted before the manager is even open.
+    let mut ports = Ports::of(&nics);
+    ports.want(&[("a", wanted(1, 0)), ("b", wanted(2, 0))]);
+    let _told = start(&nics, dir.path(), &kernel, vec![policy("tenants", 2)]);
+    assert_ne!(ports.vf("a"), ports.vf("b"), "neither has failed before");
+    nics.stop();
+}
+
+#[test]
+fn an_agent_that_ends_early_answers_those_who_wait() {
+    let nics = Nics::new("nic-policies.json".into());
+    let mut ports = Ports::of(&nics);
+    ports.want(&[("a", wanted(1, 0))]);
+    nics.stop();
+    let failed = ports.until("a", |state| *state != State::Pending);
+    assert_eq!(failed, State::Failed("The agent is stopping".into()));
+}
+
+#[test]
+fn a_nic_that_comes_later_becomes_what_the_policies_want() {
+    let (dir, kernel) = (tempfile::tempdir().unwrap(), kernel());
+    kernel.set_present(&pf(), false);
+    let (nics, _) = begin(dir.path(), &kernel, vec![policy("tenants", 2)]);
+    let mut ports = Ports::of(&nics);
+    ports.want(&[("a", wanted(1, 0))]);
+    ports.until("a", |state| matches!(state, State::Failed(_)));
+
+    let mut events = nics.events();
+    kernel.set_present(&pf(), true);
+    assert!(nics.look());
+    while events.blocking_recv().unwrap().kind != "vfs-made" {}
+    ports.want(&[("a", wanted(1, 0))]);
+    ports.until("a", |state| matches!(state, State::Ready(_)));
     nics.stop();
 }
 

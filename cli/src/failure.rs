@@ -14,7 +14,7 @@ Exit codes:
   4  refused: the name is taken, the object is in use, or it changed meanwhile
   5  controller, agent or libvirt cannot be reached, or did not answer in time
   6  not allowed: certificate or token missing or wrong
-  7  nothing is free: addresses are used up";
+  7  nothing is free: addresses or VFs are used up";
 
 /// A message for a person, and the exit code for a script.
 #[derive(Debug)]

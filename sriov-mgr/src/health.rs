@@ -56,7 +56,7 @@ pub enum Event {
         /// How many it had.
         count: u32,
     },
-    /// They were made again.
+    /// VFs were made, for the first time or again.
     VfsMade {
         /// Which PF.
         pf: Device,
@@ -343,7 +343,8 @@ impl Round<'_> {
         let pf = self.pf.clone();
         if !entry.ours(state.num_vfs) {
             let drift = format!(
-                "{pf} has {} VFs, and Ferrovia made {}: somebody else changed it. Adopt it (`ferrovia nic adopt {pf}`),                  or remove the VFs",
+                "{pf} has {} VFs, and Ferrovia made {}: somebody else changed it. Adopt it (`ferrovia nic adopt {pf}`), \
+                 or remove the VFs",
                 state.num_vfs, entry.num_vfs
             );
             let new = {

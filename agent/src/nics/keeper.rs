@@ -2,9 +2,12 @@
 
 use super::{Nics, State, lock, policies, shown};
 use crate::ports::chain;
-use sriov_mgr::manager::{Applied, Options, Recovered};
+use sriov_mgr::kernel::events::{KernelEvent, Watch};
+use sriov_mgr::manager::{Applied, Error as ManagerError, Options, Recovered};
 use sriov_mgr::policy::Policy;
-use sriov_mgr::{Event, Manager};
+use sriov_mgr::{Device, Event, Manager};
+use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::Duration;
 
@@ -29,15 +32,25 @@ pub struct Start {
     pub options: Options,
     /// Those of agent.toml.
     pub file: Vec<Policy>,
+    /// The kernel's events; without them the NICs are looked at now and then.
+    pub watch: Option<Watch>,
     /// Told the owners of VFs when the manager is open, and when a VF may have gone or come.
     pub moved: Box<dyn Fn(Vec<String>) + Send>,
 }
 
 /// Starts it.
-pub fn start(nics: &Nics, start: Start) -> std::io::Result<()> {
+pub fn start(nics: &Nics, mut start: Start) -> std::io::Result<()> {
     let nics = nics.clone();
     let (waker, wakes) = mpsc::channel();
     *lock(&nics.0.waker) = Some(waker);
+    // Listened to before the NICs are looked at for the first time: nothing is missed in between.
+    let watch = start.watch.take();
+    if let Some(watch) = watch {
+        let nics = nics.clone();
+        std::thread::Builder::new()
+            .name("nic-changes".into())
+            .spawn(move || listen(&nics, &watch))?;
+    }
     std::thread::Builder::new()
         .name("nics".into())
         .spawn(move || keep(&nics, start, &wakes))?;
@@ -67,13 +80,36 @@ fn keep(nics: &Nics, start: Start, wakes: &Receiver<Wake>) {
     if let Err(error) = forwarded {
         tracing::error!(%error, "nobody will see the NICs' events");
     }
-    nics.decide(State::Open(manager.clone()));
+    nics.decide(State::Settling(manager.clone()));
     let any = take_policies(nics, start.file);
+    let known = pfs(&manager).unwrap_or_default();
     if any {
-        apply(&manager);
+        apply(&manager, None);
     }
+    nics.decide(State::Open(manager.clone()));
     (start.moved)(owners(&manager));
-    run(nics, &manager, wakes, &*start.moved);
+    run(nics, &manager, wakes, &*start.moved, known);
+}
+
+/// Has the NICs looked at when the kernel says that one came, went, or changed its driver.
+fn listen(nics: &Nics, watch: &Watch) {
+    while let Ok(event) = watch.events.recv() {
+        let matters = match &event {
+            KernelEvent::Added(_) | KernelEvent::Removed(_) | KernelEvent::Lost => true,
+            KernelEvent::Bound(device) | KernelEvent::Unbound(device) => !is_vf(device),
+            // Carrier, addresses, and each setting of a VF that is made by us too.
+            KernelEvent::Link { .. } | KernelEvent::LinkGone { .. } => false,
+        };
+        if matters && !nics.look() {
+            return;
+        }
+    }
+}
+
+/// Whether it is a VF: each that is handed out or given back changes its driver.
+fn is_vf(device: &Device) -> bool {
+    let place = Path::new("/sys/bus/pci/devices").join(device.to_string());
+    place.join("physfn").exists()
 }
 
 fn say(recovered: &Recovered) {
@@ -117,12 +153,16 @@ fn take_policies(nics: &Nics, file: Vec<Policy>) -> bool {
     !nics.policies().all().is_empty()
 }
 
-/// Does what disturbs nobody; the rest waits for an operator.
-fn apply(manager: &Manager) {
+/// Does what disturbs nobody, on those PFs or all; the rest waits for an operator.
+fn apply(manager: &Manager, only: Option<&BTreeSet<Device>>) {
     let progress = |step: &sriov_mgr::manager::Progress| {
         tracing::info!(nic = %step.device, step = step.step, of = step.of, step.what, "partitioning");
     };
-    match manager.apply(false, &progress) {
+    let applied = match only {
+        Some(pfs) => manager.apply_to(pfs, false, &progress),
+        None => manager.apply(false, &progress),
+    };
+    match applied {
         Ok(applied) => say_applied(&applied),
         Err(error) => tracing::error!(error = chain(&error), "policies are not applied"),
     }
@@ -163,13 +203,24 @@ fn owners(manager: &Manager) -> Vec<String> {
     all.map(|allocation| allocation.owner).collect()
 }
 
-fn run(nics: &Nics, manager: &Manager, wakes: &Receiver<Wake>, moved: &dyn Fn(Vec<String>)) {
+fn pfs(manager: &Manager) -> Result<BTreeSet<Device>, ManagerError> {
+    let views = manager.pfs()?;
+    Ok(views.into_iter().map(|view| view.state.device).collect())
+}
+
+fn run(
+    nics: &Nics,
+    manager: &Manager,
+    wakes: &Receiver<Wake>,
+    moved: &dyn Fn(Vec<String>),
+    mut known: BTreeSet<Device>,
+) {
     let mut last_error = String::new();
     while wait(nics, manager, wakes) {
-        match manager.reconcile() {
-            Ok(events) => {
+        match look(manager, &mut known) {
+            Ok(has_moved) => {
                 last_error.clear();
-                if events.iter().any(moves_vfs) {
+                if has_moved {
                     moved(owners(manager));
                 }
             }
@@ -182,6 +233,22 @@ fn run(nics: &Nics, manager: &Manager, wakes: &Receiver<Wake>, moved: &dyn Fn(Ve
             }
         }
     }
+}
+
+/// Compares the NICs with what is wanted. On those that are new, what the policies want is done as at the
+/// agent's start. Whether VFs may be others now.
+fn look(manager: &Manager, known: &mut BTreeSet<Device>) -> Result<bool, ManagerError> {
+    let events = manager.reconcile()?;
+    let now = pfs(manager)?;
+    let new: BTreeSet<Device> = now.difference(known).cloned().collect();
+    *known = now;
+    for pf in &new {
+        tracing::info!(nic = %pf, "there is a NIC that was not there before");
+    }
+    if !new.is_empty() {
+        apply(manager, Some(&new));
+    }
+    Ok(!new.is_empty() || events.iter().any(moves_vfs))
 }
 
 /// Sleeps until something happened, or until it is time to look anyhow: where there is no PF and no policy

@@ -60,6 +60,8 @@ struct Shared {
 enum State {
     /// The journal is being read, and what was begun is being finished.
     Opening,
+    /// It works, but is still made as the policies want it: VFs of ports are not there yet.
+    Settling(Manager),
     /// It works.
     Open(Manager),
     /// It does not, and why.
@@ -100,28 +102,34 @@ impl Nics {
     /// The manager, or why there is none (yet).
     pub fn manager(&self) -> Result<Manager, String> {
         match &*lock(&self.0.state) {
-            State::Open(manager) => Ok(manager.clone()),
+            State::Settling(manager) | State::Open(manager) => Ok(manager.clone()),
             State::Closed(why) => Err(why.clone()),
             State::Opening => Err(OPENING.to_owned()),
         }
     }
 
-    /// The manager; waits until it is decided whether there is one.
+    /// The manager; waits until it is decided whether there is one, and until it has done what the policies
+    /// of the start want.
     pub fn wait(&self) -> Result<Manager, String> {
-        let opening = |state: &mut State| matches!(state, State::Opening);
-        let state = self.0.decided.wait_while(lock(&self.0.state), opening);
+        let busy = |state: &mut State| matches!(state, State::Opening | State::Settling(_));
+        let state = self.0.decided.wait_while(lock(&self.0.state), busy);
         drop(state);
         self.manager()
     }
 
-    fn decide(&self, state: State) {
-        *lock(&self.0.state) = state;
+    /// What was closed stays so: the agent may end while its NICs are still being looked at.
+    fn decide(&self, new: State) {
+        let mut state = lock(&self.0.state);
+        if !matches!(*state, State::Closed(_)) {
+            *state = new;
+        }
+        drop(state);
         self.0.decided.notify_all();
     }
 
-    /// Something happened to a NIC: it is looked at, after a moment of quiet.
-    pub fn look(&self) {
-        self.wake(Wake::Look);
+    /// Something happened to a NIC: it is looked at, after a moment of quiet. False: nobody looks any more.
+    pub fn look(&self) -> bool {
+        self.wake(Wake::Look)
     }
 
     /// Manages NICs no more. VFs stay with whoever has them.
@@ -130,11 +138,9 @@ impl Nics {
         self.decide(State::Closed("The agent is stopping".to_owned()));
     }
 
-    fn wake(&self, wake: Wake) {
-        if let Some(waker) = &*lock(&self.0.waker) {
-            // A keeper that has ended needs no waking.
-            let _ = waker.send(wake);
-        }
+    fn wake(&self, wake: Wake) -> bool {
+        let waker = lock(&self.0.waker);
+        waker.as_ref().is_some_and(|waker| waker.send(wake).is_ok())
     }
 
     /// What happens to NICs from now on.

@@ -319,9 +319,7 @@ pub fn event(event: &Event) -> v1::NicEvent {
         Event::VfsGone { pf, count } => {
             of_pf("vfs-gone", pf, format!("The {count} VFs of {pf} are gone"))
         }
-        Event::VfsMade { pf, count } => {
-            of_pf("vfs-made", pf, format!("{pf} has {count} VFs again"))
-        }
+        Event::VfsMade { pf, count } => of_pf("vfs-made", pf, format!("{pf} has {count} VFs now")),
         Event::Drift { pf, why } => of_pf("drift", pf, format!("{pf}: {why}")),
         Event::Restored { vf, owner, what } => of_vf(
             "restored",

@@ -1,9 +1,11 @@
 //! What is shown of NICs: the inventory, and what the agent adds to it.
 
+use super::vf::Settings;
 use crate::output::{Row, or_dash};
 use api::v1;
 use serde::{Deserialize, Serialize};
-use sriov_mgr::{Function, LinkState};
+use sriov_mgr::kernel::EswitchMode;
+use sriov_mgr::{AerCounts, Function, LinkState};
 
 /// A NIC as lines and columns. Its JSON is the inventory's own, with what the agent adds.
 #[derive(Serialize)]
@@ -29,6 +31,39 @@ impl<'a> Nic<'a> {
             .map(|i| i.name.as_str())
             .collect();
         or_dash(names.join(" "))
+    }
+
+    fn eswitch(&self) -> String {
+        match self.nic.eswitch {
+            Some(EswitchMode::Legacy) => "legacy".to_owned(),
+            Some(EswitchMode::Switchdev) => "switchdev".to_owned(),
+            None => String::new(),
+        }
+    }
+
+    /// Of the PCI link and of the driver's health reporters; nothing where there were none.
+    fn errors(&self) -> String {
+        let mut errors = Vec::new();
+        if let Some(aer) = self.nic.aer.filter(|aer| *aer != AerCounts::default()) {
+            errors.push(format!(
+                "PCI: {} corrected, {} not, {} fatal",
+                aer.correctable, aer.nonfatal, aer.fatal
+            ));
+        }
+        for reporter in &self.nic.reporters {
+            if !reporter.healthy || reporter.errors > 0 {
+                let state = if reporter.healthy {
+                    "well again"
+                } else {
+                    "not well"
+                };
+                errors.push(format!(
+                    "{}: {state}, {} errors, {} recoveries",
+                    reporter.name, reporter.errors, reporter.recoveries
+                ));
+            }
+        }
+        errors.join("\n")
     }
 
     fn vfs(&self) -> String {
@@ -62,9 +97,17 @@ impl Row for Nic<'_> {
             self.interfaces(),
             nic.interfaces.first().map_or("-".to_owned(), link),
             or_dash(nic.driver.clone().unwrap_or_default()),
-            self.vfs(),
+            // As `vf list` names it: the column is narrow.
+            match nic.function {
+                Function::Vf {
+                    pf,
+                    index: Some(index),
+                } => format!("{pf}#{index}"),
+                _ => self.vfs(),
+            },
             self.managed.as_ref().map_or("-".to_owned(), Managed::state),
-            nic.model(),
+            // The maker's name is in `nic show`.
+            nic.device.clone().unwrap_or_else(|| nic.model()),
         ]
     }
 
@@ -112,9 +155,22 @@ impl Row for Nic<'_> {
                 },
             ),
             ("RESET", nic.reset_methods.join(" ")),
-            ("MSI VECTORS", nic.msi_vectors.to_string()),
+            (
+                "MSI VECTORS",
+                match nic.msix_table {
+                    Some(offered) => format!("{} of {offered} (MSI-X)", nic.msi_vectors),
+                    None => nic.msi_vectors.to_string(),
+                },
+            ),
             ("PCIE LINK", nic.pcie_link.clone().unwrap_or_default()),
+            ("ESWITCH", self.eswitch()),
+            ("ERRORS", self.errors()),
+            ("REPRESENTOR", nic.representor.clone().unwrap_or_default()),
         ];
+        if let Some(settings) = &nic.settings {
+            lines.extend(Settings::from(settings).details());
+        }
+        lines.push(("HELD BY", nic.holders.join("\n")));
         if let Some(managed) = &self.managed {
             lines.extend(managed.details());
         }
@@ -179,6 +235,8 @@ impl Managed {
     fn state(&self) -> String {
         match self.ownership.as_str() {
             _ if !self.wedged.is_empty() => "wedged".to_owned(),
+            // What is not ours to mend is no trouble of ours.
+            "foreign" => "foreign".to_owned(),
             _ if !self.problems.is_empty() => "trouble".to_owned(),
             "none" => "free".to_owned(),
             other => other.to_owned(),
@@ -194,6 +252,7 @@ impl Managed {
             _ => "",
         };
         let mut troubles = self.problems.clone();
+        troubles.retain(|trouble| *trouble != self.wedged);
         if !self.wedged.is_empty() {
             troubles.insert(
                 0,
@@ -205,7 +264,6 @@ impl Managed {
             false => format!("{} ({} handed out)", self.pools.join(" "), self.allocated),
         };
         vec![
-            ("ESWITCH", self.eswitch.clone()),
             ("VFS MADE BY", made_by.to_owned()),
             ("POLICIES", self.policies.join(" ")),
             ("POOLS", used),
@@ -266,6 +324,7 @@ impl Row for OffPci {
             ("INTERFACE", self.interface.clone()),
             ("DRIVER", self.driver.clone()),
             ("SR-IOV", format!("{} of {}", self.num_vfs, self.total_vfs)),
+            ("ESWITCH", self.managed.eswitch.clone()),
         ];
         lines.extend(self.managed.details());
         lines

@@ -3,6 +3,7 @@
 use crate::output::{Row, or_dash};
 use api::v1;
 use serde::Serialize;
+use sriov_mgr::kernel::{VfLinkState, VfSettings, VlanProtocol};
 use sriov_mgr::{Function, Inventory};
 
 /// A VF.
@@ -17,9 +18,9 @@ pub struct Vf {
     driver: String,
     interface: String,
     iommu_group: Option<u32>,
-    /// Known with an agent only, as everything below.
     settings: Option<Settings>,
     representor: String,
+    /// Known with an agent only, as owner and phase.
     pool: String,
     owner: String,
     phase: String,
@@ -92,12 +93,12 @@ impl Vf {
                     .map(|interface| interface.name.clone())
                     .unwrap_or_default(),
                 iommu_group: nic.iommu_group,
-                settings: None,
-                representor: String::new(),
+                settings: nic.settings.as_ref().map(Settings::from),
+                representor: nic.representor.clone().unwrap_or_default(),
                 pool: String::new(),
                 owner: String::new(),
                 phase: String::new(),
-                holders: Vec::new(),
+                holders: nic.holders.clone(),
             })
         });
         vfs.collect()
@@ -129,7 +130,7 @@ impl Row for Vf {
             self.id.clone(),
             or_dash(&self.address),
             or_dash(&self.driver),
-            or_dash(self.settings.as_ref().map_or("", |settings| &settings.mac)),
+            self.settings.as_ref().map_or("-", Settings::mac).to_owned(),
             self.vlan(),
             or_dash(&self.pool),
             or_dash(self.used_by()),
@@ -163,8 +164,44 @@ impl Row for Vf {
     }
 }
 
+impl From<&VfSettings> for Settings {
+    fn from(settings: &VfSettings) -> Self {
+        let link_state = settings.link_state.map(|state| match state {
+            VfLinkState::Auto => "auto",
+            VfLinkState::Enable => "enable",
+            VfLinkState::Disable => "disable",
+        });
+        Settings {
+            mac: settings
+                .mac
+                .map(|mac| mac.map(|byte| format!("{byte:02x}")).join(":"))
+                .unwrap_or_default(),
+            vlan: settings.vlan.id.into(),
+            qos: settings.vlan.qos.into(),
+            protocol: match settings.vlan.protocol {
+                VlanProtocol::Dot1q => "802.1q",
+                VlanProtocol::Dot1ad => "802.1ad",
+            }
+            .to_owned(),
+            min_rate: settings.rate.min,
+            max_rate: settings.rate.max,
+            spoofchk: settings.spoofchk,
+            trust: settings.trust,
+            link_state: link_state.unwrap_or_default().to_owned(),
+        }
+    }
+}
+
 impl Settings {
-    fn details(&self) -> Vec<(&'static str, String)> {
+    /// The MAC that the PF has set; "-" where the VF chooses.
+    fn mac(&self) -> &str {
+        match self.mac.as_str() {
+            "" | "00:00:00:00:00:00" => "-",
+            mac => mac,
+        }
+    }
+
+    pub fn details(&self) -> Vec<(&'static str, String)> {
         let on = |value: Option<bool>| match value {
             Some(true) => "on",
             Some(false) => "off",
@@ -182,7 +219,13 @@ impl Settings {
             (min, max) => format!("{min} to {max} Mbit/s"),
         };
         vec![
-            ("MAC", self.mac.clone()),
+            (
+                "MAC",
+                match self.mac() {
+                    "-" => "not set: the VF chooses".to_owned(),
+                    mac => mac.to_owned(),
+                },
+            ),
             ("VLAN", vlan),
             ("RATE", rate),
             ("SPOOF CHECK", on(self.spoofchk).to_owned()),

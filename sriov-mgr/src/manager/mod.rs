@@ -20,6 +20,7 @@ use crate::plan::{Disturbed, Plan, Refusal};
 use crate::policy::{self, Policy, PolicyProblem};
 use serde::{Deserialize, Serialize};
 use shared::Shared;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
@@ -158,7 +159,20 @@ impl Manager {
     /// # Errors
     /// The journal cannot be written, or the NICs not be listed.
     pub fn apply(&self, force: bool, progress: &dyn Fn(&Progress)) -> Result<Applied, Error> {
-        self.0.apply(force, progress)
+        self.0.apply(None, force, progress)
+    }
+
+    /// As [`Manager::apply`], for some PFs only: NICs that are new.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn apply_to(
+        &self,
+        pfs: &BTreeSet<Device>,
+        force: bool,
+        progress: &dyn Fn(&Progress),
+    ) -> Result<Applied, Error> {
+        self.0.apply(Some(pfs), force, progress)
     }
 
     /// Hands out a VF. Asking again for the same owner gives the same VF.

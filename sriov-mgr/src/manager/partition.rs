@@ -13,6 +13,7 @@ use crate::plan::{
 use crate::policy::label;
 use crate::recipe::{self, Step};
 use crate::second_owner;
+use std::collections::BTreeSet;
 use std::sync::PoisonError;
 
 /// Hears how far a change is.
@@ -62,9 +63,16 @@ impl Shared {
         Ok(plan)
     }
 
-    pub(crate) fn apply(&self, force: bool, progress: Listener<'_>) -> Result<Applied, Error> {
+    pub(crate) fn apply(
+        &self,
+        only: Option<&BTreeSet<Device>>,
+        force: bool,
+        progress: Listener<'_>,
+    ) -> Result<Applied, Error> {
         let mut applied = Applied::default();
-        for pf in self.kernel.pfs()? {
+        let mut pfs = self.kernel.pfs()?;
+        pfs.retain(|pf| only.is_none_or(|only| only.contains(pf)));
+        for pf in pfs {
             let refusal = |why| Refusal {
                 device: Some(pf.clone()),
                 why,

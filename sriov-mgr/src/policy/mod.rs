@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 pub const WEAKEST: u8 = 99;
 
 /// How some PFs and their VFs are to be. What is absent is left as it is, or to another policy.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Policy {
     /// Its name, for messages; not empty, different from every other's.
@@ -60,6 +60,24 @@ pub struct Policy {
     /// is never changed.
     #[serde(default)]
     pub external: bool,
+}
+
+/// One that selects every PF, wants nothing of it, and is the weakest.
+impl Default for Policy {
+    fn default() -> Self {
+        Policy {
+            name: String::new(),
+            priority: WEAKEST,
+            select: Selector::default(),
+            num_vfs: None,
+            mtu: None,
+            eswitch: None,
+            defaults: VfDefaults::default(),
+            pool: None,
+            driver: None,
+            external: false,
+        }
+    }
 }
 
 fn weakest() -> u8 {
