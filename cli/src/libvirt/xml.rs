@@ -81,7 +81,7 @@ fn vhostuser(
 ///
 /// libvirt sets the MAC and the VLAN on the VF again when the domain starts, and takes a VLAN off that it is
 /// not told of. The agent has bound the VF to vfio-pci before: libvirt leaves a device that it finds so as it
-/// is, also when the domain ends. `managed` only helps where somebody has unbound it meanwhile.
+/// is, also when the domain ends (seen with libvirt 9.0). `managed` only helps where somebody has unbound it meanwhile.
 fn hostdev(
     port: &v1::Port,
     status: &v1::PortStatus,
