@@ -317,7 +317,8 @@ impl Round<'_> {
         }
         self.made_again()?;
         self.finish_releases()?;
-        let (_, failed) = self.shared.restore_all(self.pf, None)?;
+        let beyond = self.never_again()?;
+        let (_, failed) = self.shared.restore_all(self.pf, beyond)?;
         if failed.is_empty() {
             self.well();
         }
@@ -325,6 +326,16 @@ impl Round<'_> {
             self.problem(why);
         }
         Ok(())
+    }
+
+    /// From which number on VFs will not be there again: the PF has as many as the policies want.
+    fn never_again(&self) -> Result<Option<u32>, Error> {
+        let state = self.shared.kernel.pf(self.pf)?;
+        let wanted = self.shared.wanted(&state).filter(|w| !w.external);
+        let count = wanted.and_then(|wanted| wanted.num_vfs);
+        Ok(count
+            .map(|(count, _)| count)
+            .filter(|n| *n == state.num_vfs))
     }
 
     fn well(&self) {

@@ -4,8 +4,8 @@
 
 mod support;
 
+use sriov_mgr::kernel::EswitchMode;
 use sriov_mgr::kernel::fake::{FakePf, Fault, Op};
-use sriov_mgr::kernel::{EswitchMode, Vlan};
 use sriov_mgr::policy::{Policy, VfDriver};
 use sriov_mgr::{CrashPoints, Manager, Options, Phase, Request};
 use std::collections::BTreeSet;
@@ -57,10 +57,7 @@ fn ice() -> FakePf {
 
 fn tagged(owner: &str) -> Request {
     Request {
-        vlan: Some(Vlan {
-            id: 42,
-            ..Vlan::default()
-        }),
+        vlan: Some(vlan(42)),
         trust: Some(true),
         ..request(owner)
     }

@@ -11,13 +11,6 @@ use support::*;
 
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x42];
 
-fn vlan(id: u16) -> Vlan {
-    Vlan {
-        id,
-        ..Vlan::default()
-    }
-}
-
 fn with_mac(owner: &str) -> Request {
     Request {
         mac: Some(MAC),
@@ -26,15 +19,16 @@ fn with_mac(owner: &str) -> Request {
     }
 }
 
-/// Where in the kernel's record of writes a write begins with `text`.
-fn at(writes: &[String], text: &str) -> usize {
-    let found = writes.iter().position(|write| write.starts_with(text));
-    found.unwrap_or_else(|| panic!("no {text} in {writes:#?}"))
+fn mac_change() -> VfChange {
+    VfChange {
+        mac: Some(MAC),
+        ..VfChange::default()
+    }
 }
 
 #[test]
 fn r01_removing_vfs_that_are_held_open_is_refused_or_wedges_only_its_pf() {
-    let host = Host::new([FakePf::igb(PF, "eth0"), FakePf::igb("0000:02:00.0", "eth1")]);
+    let host = Host::two_igbs();
     let manager = host.partitioned(4);
     host.kernel.hold(&device(PF), 1, "QEMU (pid 4711)", true);
     let none = Policy {
@@ -204,7 +198,7 @@ fn r06_no_vlan_is_left_after_release() {
 
 #[test]
 fn r07_a_mac_is_on_one_vf_of_the_host() {
-    let host = Host::new([FakePf::igb(PF, "eth0"), FakePf::igb("0000:02:00.0", "eth1")]);
+    let host = Host::two_igbs();
     let manager = host.partitioned(2);
     allocate(&manager, &with_mac("a"));
     let error = manager.allocate(&with_mac("b")).unwrap_err().to_string();
@@ -218,10 +212,7 @@ fn r07_a_mac_is_on_one_vf_of_the_host() {
         pf: device(OTHER),
         index: 1,
     };
-    let change = VfChange {
-        mac: Some(MAC),
-        ..VfChange::default()
-    };
+    let change = mac_change();
     host.kernel.set_vf_outside(&stale.pf, 1, &change);
     let given = allocate(&manager, &with_mac("b"));
     assert_ne!(given.vf, stale);

@@ -9,13 +9,6 @@ use sriov_mgr::policy::Policy;
 use sriov_mgr::{Device, Request};
 use support::*;
 
-fn vlan(id: u16) -> Vlan {
-    Vlan {
-        id,
-        ..Vlan::default()
-    }
-}
-
 /// What the NIC does not have is skipped where nobody asked for it, and a sentence where somebody did.
 #[test]
 fn an_attribute_that_the_nic_lacks() {

@@ -180,7 +180,9 @@ impl Shared {
                 request: request.clone(),
                 settings: settings(request, &candidate.wanted, mac),
                 driver: request.driver.or(candidate.wanted.driver),
-                was_bound: state.driver.is_some() && state.driver_override.is_none(),
+                was_bound: state.driver.is_some()
+                    && state.driver_override.is_none()
+                    && (candidate.wanted.pool.is_none() || ledger.pf(&vf.pf).hold != Hold::Made),
                 phase: Phase::Configuring,
                 notes,
             };

@@ -217,15 +217,16 @@ impl Shared {
     ) -> Result<PfDone, Error> {
         let entry = self.store.read(|ledger| ledger.pf(pf));
         let resuming = entry.operation.is_some();
-        let error = match self.operate_once(pf, &target, &from, then, resuming, progress) {
+        let failed = match self.operate_once(pf, &target, &from, then, resuming, progress) {
             Ok(done) => return Ok(done),
             Err(Stopped::Open(error)) => return Err(error),
-            Err(Stopped::Failed(error)) => error,
+            Err(Stopped::Failed { step, error }) => (step, error),
         };
+        let (step, error) = failed;
         // Somebody else made VFs in between: these are not ours to remove (R2).
         let state = self.kernel.pf(pf)?;
-        if error.errno() == Some(libc::EBUSY) && state.num_vfs > 0 && state.num_vfs != from.num_vfs
-        {
+        let making = matches!(step, Step::MakeVfs(_));
+        if making && error.errno() == Some(libc::EBUSY) && state.num_vfs > 0 {
             let num_vfs = 0;
             self.write(Record::End {
                 pf: pf.clone(),
@@ -241,11 +242,11 @@ impl Shared {
                 ),
             ));
         }
-        let back = back_to(&from);
+        let back = self.back(&state, &target, &from);
         let why = match self.operate_once(pf, &back, &from, entry.hold, true, progress) {
             Ok(_) => format!("{error}; it is as it was before"),
             Err(Stopped::Open(undo)) => return Err(undo),
-            Err(Stopped::Failed(undo)) => {
+            Err(Stopped::Failed { error: undo, .. }) => {
                 let state = self.kernel.pf(pf)?;
                 self.write(Record::End {
                     pf: pf.clone(),
@@ -260,6 +261,20 @@ impl Shared {
         };
         self.restore_all(pf, None)?;
         Err(partition(pf, why))
+    }
+
+    /// How the PF was, with the VFs of pools without a driver as they were then.
+    fn back(&self, state: &PfState, target: &Target, from: &Before) -> Target {
+        let wanted = self.wanted(state);
+        let in_pool = |index: &u32| {
+            let pool = wanted.as_ref().and_then(|wanted| wanted.vf(*index).pool);
+            pool.is_some() || target.pooled.contains(index)
+        };
+        Target {
+            pooled: (0..from.num_vfs).filter(in_pool).collect(),
+            settings: target.settings.clone(),
+            ..back_to(from)
+        }
     }
 
     fn operate_once(
@@ -301,7 +316,10 @@ impl Shared {
                     pf,
                     format!("{error}. The change is finished when the PF answers again"),
                 )),
-                error => Stopped::Failed(error),
+                error => Stopped::Failed {
+                    step: step.clone(),
+                    error,
+                },
             })?;
         }
         self.finish(pf, target, then, &steps)
@@ -482,7 +500,7 @@ impl Shared {
 /// Why a change did not get to its end.
 enum Stopped {
     /// The kernel refused: it is undone.
-    Failed(KernelError),
+    Failed { step: Step, error: KernelError },
     /// It stays as it is, for now or for good.
     Open(Error),
 }

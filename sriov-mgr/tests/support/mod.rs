@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "each test program uses its part")]
 
 use sriov_mgr::kernel::fake::{FakeKernel, FakePf, Killed};
-use sriov_mgr::kernel::{Kernel, PfState, VfSettings, VfState};
+use sriov_mgr::kernel::{Kernel, PfState, VfSettings, VfState, Vlan};
 use sriov_mgr::manager::{Applied, Error, Recovered};
 use sriov_mgr::policy::{Policy, Selector, VfDriver};
 use sriov_mgr::{
@@ -67,6 +67,10 @@ impl Host {
 
     pub fn reopen(&self) -> (Manager, Recovered) {
         Manager::open(self.options()).unwrap_or_else(|error| panic!("{}", chain(&error)))
+    }
+
+    pub fn try_open(&self) -> Result<Manager, Error> {
+        Manager::open(self.options()).map(|(manager, _)| manager)
     }
 
     /// A manager that has made `count` VFs on every PF, all of pool "net".
@@ -209,4 +213,17 @@ pub fn killed(work: impl FnOnce()) -> bool {
         Err(payload) if payload.is::<Killed>() => true,
         Err(payload) => std::panic::resume_unwind(payload),
     }
+}
+
+pub fn vlan(id: u16) -> Vlan {
+    Vlan {
+        id,
+        ..Vlan::default()
+    }
+}
+
+/// Where in the kernel's record of writes a write begins with `text`.
+pub fn at(writes: &[String], text: &str) -> usize {
+    let found = writes.iter().position(|write| write.starts_with(text));
+    found.unwrap_or_else(|| panic!("no {text} in {writes:#?}"))
 }
