@@ -44,7 +44,7 @@ impl SshLink {
             "-o",
             "ControlMaster=yes",
             "-o",
-            "ControlPersist=yes",
+            "ControlPersist=300",
             "-f",
             "-N",
         ]);
