@@ -3,8 +3,9 @@
 //! [`AgentThere::end`] puts the PF back and stops the agent. A test that fails before leaves that to the
 //! lab's own clean-up.
 
+use super::raw;
 use crate::lab::Context;
-use crate::lab::suite::Stop;
+use crate::lab::suite::{Stop, check};
 use crate::lab::target::{Done, Spawned};
 use serde::Deserialize;
 use std::time::Duration;
@@ -39,14 +40,18 @@ impl Given {
     }
 }
 
+/// A policy that makes so many VFs of a PF, for the pool of its own name.
+pub(super) fn policy(name: &str, pf: &str, vfs: u32) -> String {
+    format!(
+        "[[nic.policy]]\nname = \"{name}\"\nselect = {{ address = [\"{pf}\"] }}\nnum_vfs = {vfs}\npool = \"{name}\"\n"
+    )
+}
+
 impl<'a> AgentThere<'a> {
     /// Starts one whose policy makes `vfs` VFs of the target's first PF, for the pool `tests`, and applies it.
     pub(super) fn with_vfs(lab: &'a Context, vfs: u32) -> Result<AgentThere<'a>, Stop> {
         let pf = lab.pf()?;
-        let policy = format!(
-            "[[nic.policy]]\nname = \"tests\"\nselect = {{ address = [\"{}\"] }}\nnum_vfs = {vfs}\npool = \"tests\"\n",
-            pf.address
-        );
+        let policy = policy("tests", &pf.address, vfs);
         // VFs have a link while their PF is up.
         lab.ok(&["ip", "link", "set", &pf.interface, "up"])?;
         let agent = AgentThere::start(lab, &policy)?;
@@ -105,7 +110,47 @@ impl<'a> AgentThere<'a> {
         [&["ferrovia", "--root", &self.root], arguments].concat()
     }
 
-    /// Hands out a VF on vfio-pci.
+    /// Replaces the policies of the API; `json` is a list of them. Those of the file stay.
+    pub(super) fn set_policies(&self, json: &str) -> Result<(), Stop> {
+        let file = format!("{}/policies.json", self.lab.scratch());
+        let done = self.lab.write(&file, json)?;
+        check(
+            done.ok(),
+            format!("The policies cannot be written: {}", done.said()),
+        )?;
+        self.ferrovia(&["nic", "policies", "--set", &file])?;
+        Ok(())
+    }
+
+    /// Wants another number of VFs of a PF than the file says.
+    pub(super) fn want(&self, pf: &str, vfs: u32) -> Result<(), Stop> {
+        self.set_policies(&format!(
+            r#"[{{"name": "other", "priority": 1, "select": {{"address": ["{pf}"]}}, "num_vfs": {vfs}}}]"#
+        ))
+    }
+
+    /// What it wrote so far.
+    pub(super) fn log(&self) -> Result<String, Stop> {
+        Ok(self.process.log()?)
+    }
+
+    /// Where its files are.
+    pub(super) fn root(&self) -> &str {
+        &self.root
+    }
+
+    /// kill -9.
+    pub(super) fn kill(&self) -> Result<(), Stop> {
+        Ok(self.process.kill()?)
+    }
+
+    /// Starts it anew with the files it had.
+    pub(super) fn start_again(&mut self) -> Result<(), Stop> {
+        self.process = AgentThere::run(self.lab, &self.root)?;
+        Ok(())
+    }
+
+    /// Hands out a VF of the pool `tests`.
     pub(super) fn allocate(&self, owner: &str, more: &[&str]) -> Result<Given, Stop> {
         let asked = [
             &["-o", "json", "vf", "allocate", owner, "--pool", "tests"],
@@ -129,9 +174,17 @@ impl<'a> AgentThere<'a> {
     pub(super) fn end(self) -> Result<(), Stop> {
         let pf = self.lab.pf()?;
         self.ferrovia(&["nic", "reset", &pf.address])?;
+        self.stop()
+    }
+
+    /// Ends the agent; PFs stay as they are, but down.
+    pub(super) fn stop(self) -> Result<(), Stop> {
         self.process.signal("TERM")?;
         self.process.wait(DOWN)?;
-        self.lab.ok(&["ip", "link", "set", &pf.interface, "down"])?;
+        for pf in self.lab.facts().pfs() {
+            let interface = raw::interface(self.lab, pf)?;
+            self.lab.ok(&["ip", "link", "set", &interface, "down"])?;
+        }
         Ok(())
     }
 }

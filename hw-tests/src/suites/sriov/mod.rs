@@ -1,7 +1,11 @@
 //! `sriov`: partitioning NICs, and the life of VFs. Each subject is a file here; its tests are lines below.
 
 mod agent_there;
+mod field_count;
+mod field_lost;
+mod field_owner;
 mod kernel;
+mod raw;
 mod traffic;
 mod vfio;
 
@@ -82,6 +86,153 @@ pub const SUITE: Suite = Suite {
         )
         .needs(VFIO_IGB)
         .limit(400),
+        Test::new(
+            "r01_vfs_that_are_held_open",
+            "removing VFs that are held open is refused with the holder's name; forced, it wedges only its PF until the holder is gone",
+            field_count::r01,
+        )
+        .needs(VFIO_IGB_2)
+        .limit(300),
+        Test::new(
+            "r02_concurrent_writers",
+            "the count changes by way of none, and concurrent writers leave one state",
+            field_count::r02,
+        )
+        .needs(AGENT)
+        .limit(240),
+        Test::new(
+            "r03_links_are_there",
+            "when the VFs are said to be made, all of them are there",
+            field_count::r03,
+        )
+        .needs(AGENT_7)
+        .limit(240),
+        Test::new(
+            "r04_driver_away_for_a_moment",
+            "a VF whose driver is away for a moment is left alone, one whose driver stays away gets it again",
+            field_owner::r04,
+        )
+        .needs(VFIO)
+        .limit(240),
+        Test::new(
+            "r05_late_release",
+            "a release that comes late does not touch the VF's next owner",
+            field_owner::r05,
+        )
+        .needs(VFIO)
+        .limit(240),
+        Test::new(
+            "r06_nothing_left_after_release",
+            "VLAN, rate, trust, spoof checking and MAC are gone after a release",
+            field_owner::r06,
+        )
+        .needs(AGENT_IGB)
+        .limit(240),
+        Test::new(
+            "r07_one_vf_for_a_mac",
+            "a MAC is on one VF of the host, also after a teardown that was missed",
+            field_owner::r07,
+        )
+        .needs(AGENT_7)
+        .limit(240),
+        Test::new(
+            "r08_reset_before_reuse",
+            "queues that the last owner left on are off for the next",
+            field_owner::r08,
+        )
+        .needs(VFIO_IGB)
+        .limit(240),
+        Test::new(
+            "r09_reset_without_a_driver",
+            "a VF with its kernel driver is released while the PF is down, and nothing hangs",
+            field_owner::r09,
+        )
+        .needs(AGENT)
+        .limit(240),
+        Test::new(
+            "r10_vf_in_a_namespace",
+            "a VF in a network namespace is not taken away unasked, and comes back",
+            field_count::r10,
+        )
+        .needs(AGENT_7)
+        .limit(240),
+        Test::new(
+            "r11_no_iommu_group_is_kept",
+            "a VF's IOMMU group may have another number each time it is made",
+            field_lost::r11,
+        )
+        .needs(VFIO_2)
+        .limit(240),
+        Test::new(
+            "r12_driver_switch_cut_off",
+            "a driver_override that a killed agent left is cleared at the next start",
+            field_owner::r12,
+        )
+        .needs(AGENT)
+        .limit(300),
+        Test::new(
+            "r13_vfs_that_vanish",
+            "VFs that vanish are made again; others in their place are left alone",
+            field_lost::r13,
+        )
+        .needs(VFIO_7)
+        .limit(300),
+        Test::new(
+            "r14_what_a_cycle_wipes",
+            "MAC, VLAN, trust and driver are set again after somebody cycled the VFs",
+            field_lost::r14,
+        )
+        .needs(VFIO)
+        .limit(240),
+        Test::new(
+            "r15_pf_down",
+            "the PF is up for its VFs, they have the MAC that was set, and a PF that is down is told",
+            field_owner::r15,
+        )
+        .needs(AGENT)
+        .limit(240),
+        Test::new(
+            "r16_pf_gone_and_back",
+            "a PF that was unbound, or removed and found again, gets its VFs back",
+            field_lost::r16,
+        )
+        .needs(VFIO_EMULATED)
+        .limit(300),
+        Test::new(
+            "r17_no_bounce_under_a_vlan",
+            "no link is bounced under a VLAN: the kernel does not fail to remove VLAN 0",
+            field_owner::r17,
+        )
+        .needs(AGENT)
+        .limit(240),
+        Test::new(
+            "r18_list_longer_than_a_message",
+            "256 VFs, whose attributes are more than a netlink message, are all listed",
+            field_count::r18,
+        )
+        .needs(SIMULATED)
+        .limit(300),
+        Test::new(
+            "r19_mtu_below_the_pfs",
+            "a policy with an MTU below the PF's does not loop",
+            field_count::r19,
+        )
+        .needs(AGENT)
+        .limit(240),
+        Test::new(
+            "r20_busy_is_tried_again",
+            "EBUSY on a MAC or a link is tried again, and not for ever",
+            field_owner::r20,
+        )
+        .needs(&[])
+        .limit(60),
+        Test::new(
+            "r21_leaving_switchdev",
+            "leaving switchdev names the representors with their rules, and needs force",
+            field_count::r21,
+        )
+        .needs(SIMULATED)
+        .limit(300),
     ],
 };
 
@@ -120,3 +271,43 @@ const VFIO_IGB: &[Need] = &[
     Need::Program("ferrovia-agent"),
     Need::Driver("igb"),
 ];
+/// What a test needs that partitions a NIC with an agent.
+const AGENT: &[Need] = &[Need::Root, Need::Vfs(4), Need::Program("ferrovia-agent")];
+/// The same, with more VFs.
+const AGENT_7: &[Need] = &[Need::Root, Need::Vfs(7), Need::Program("ferrovia-agent")];
+/// The same, where every setting is known to be there.
+const AGENT_IGB: &[Need] = &[
+    Need::Root,
+    Need::Vfs(4),
+    Need::Driver("igb"),
+    Need::Program("ferrovia-agent"),
+];
+/// As [`VFIO`], with more VFs.
+const VFIO_7: &[Need] = &[
+    Need::Root,
+    Need::Vfs(7),
+    Need::Iommu,
+    Need::Vfio,
+    Need::Program("ferrovia-agent"),
+];
+/// As [`VFIO`], with a second PF.
+const VFIO_2: &[Need] = &[
+    Need::Root,
+    Need::PciPfs(2),
+    Need::Vfs(2),
+    Need::Iommu,
+    Need::Vfio,
+    Need::Program("ferrovia-agent"),
+];
+/// The same, where the program that holds a VF drives it.
+const VFIO_IGB_2: &[Need] = &[
+    Need::Root,
+    Need::PciPfs(2),
+    Need::Vfs(2),
+    Need::Iommu,
+    Need::Vfio,
+    Need::Program("ferrovia-agent"),
+    Need::Driver("igb"),
+];
+/// What a test needs that partitions a simulated NIC.
+const SIMULATED: &[Need] = &[Need::Root, Need::Netdevsim, Need::Program("ferrovia-agent")];

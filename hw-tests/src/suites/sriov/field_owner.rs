@@ -1,0 +1,267 @@
+//! What goes wrong between two owners of a VF, seen in the field: R4 to R9, R12, R15, R17, R20. The same cases
+//! with faults that no machine of the lab has are `sriov-mgr/tests/field_cases.rs`.
+
+use super::agent_there::AgentThere;
+use super::raw::{self, MENDS};
+use crate::lab::Context;
+use crate::lab::suite::{Outcome, Stop, check, same};
+use std::time::Duration;
+
+const MAC: &str = "02:00:00:00:00:42";
+
+fn put(lab: &Context, path: &str, text: &str) -> Outcome {
+    let done = lab.write(path, text)?;
+    check(
+        done.ok(),
+        format!("{path} does not take \"{text}\": {}", done.said()),
+    )
+}
+
+/// A VF whose driver is away for a moment is left alone; one whose driver stays away gets it again.
+pub(super) fn r04(lab: &Context) -> Outcome {
+    let agent = AgentThere::with_vfs(lab, 1)?;
+    let vf = agent.allocate("cli/a", &["--driver", "vfio"])?;
+    let driver = "/sys/bus/pci/drivers/vfio-pci";
+    let restored = |log: &str| log.matches("has again").count();
+    // What the agent would see if it looked at this moment, and it is made to look.
+    lab.shell_ok(&format!(
+        "echo {0} > {driver}/unbind; echo add > /sys/bus/pci/devices/{0}/uevent; sleep 2; echo {0} > {driver}/bind",
+        vf.address
+    ))?;
+    std::thread::sleep(Duration::from_secs(8).min(lab.left()));
+    same("how often the VF was mended", restored(&agent.log()?), 0)?;
+    same(
+        "the driver",
+        raw::driver(lab, &vf.address)?.as_str(),
+        "vfio-pci",
+    )?;
+    put(lab, &format!("{driver}/unbind"), &vf.address)?;
+    lab.wait_for("That the driver is bound again", MENDS, || {
+        Ok((raw::driver(lab, &vf.address)? == "vfio-pci").then_some(()))
+    })?;
+    lab.wait_for("That this was told", MENDS, || {
+        Ok((restored(&agent.log()?) == 1).then_some(()))
+    })?;
+    agent.release("cli/a")?;
+    agent.end()
+}
+
+/// A release that comes too late finds nobody, and leaves the VF's next owner alone.
+pub(super) fn r05(lab: &Context) -> Outcome {
+    let pf = lab.pf()?;
+    let agent = AgentThere::with_vfs(lab, 1)?;
+    let first = agent.allocate("cli/first", &["--driver", "vfio"])?;
+    agent.release("cli/first")?;
+    let asked = ["--driver", "vfio", "--mac", MAC, "--vlan", "42"];
+    let second = agent.allocate("cli/second", &asked)?;
+    same("the VF of the second", second.vf.as_str(), &first.vf)?;
+    let late = agent.refused(&["vf", "release", "cli/first"])?;
+    check(
+        late.contains("cli/first"),
+        format!("It is not said who has no VF: {late}"),
+    )?;
+    let now = raw::vf(lab, pf, second.index())?;
+    same("the MAC of the second", now.mac(), MAC)?;
+    same("the VLAN of the second", now.vlan(), 42)?;
+    same(
+        "the driver of the second",
+        raw::driver(lab, &second.address)?.as_str(),
+        "vfio-pci",
+    )?;
+    agent.release("cli/second")?;
+    agent.end()
+}
+
+/// After a release nothing that was set is left: VLAN, rate, trust, spoof checking, MAC.
+pub(super) fn r06(lab: &Context) -> Outcome {
+    let pf = lab.pf()?;
+    let agent = AgentThere::with_vfs(lab, 1)?;
+    // The kernel's `igb` takes a rate while the link is up.
+    let defaults = r#"{"trust": true, "spoofchk": false, "max_rate": 500}"#;
+    agent.set_policies(&format!(
+        r#"[{{"name": "all", "priority": 1, "select": {{"address": ["{}"]}}, "defaults": {defaults}}}]"#,
+        pf.address
+    ))?;
+    let vf = agent.allocate("cli/a", &["--mac", MAC, "--vlan", "42"])?;
+    let had = raw::vf(lab, pf, vf.index())?;
+    same("the VLAN", had.vlan(), 42)?;
+    same("the rate", had.max_rate(), 500)?;
+    same("the MAC", had.mac(), MAC)?;
+    check(had.trust(), "The VF is not trusted")?;
+    agent.release("cli/a")?;
+    raw::vf(lab, pf, vf.index())?.is_neutral()?;
+    agent.end()
+}
+
+/// A MAC is on one VF of the host: a second owner is refused, and one left on a free VF goes from there.
+pub(super) fn r07(lab: &Context) -> Outcome {
+    let pf = lab.pf()?;
+    let agent = AgentThere::with_vfs(lab, 3)?;
+    agent.allocate("cli/a", &["--mac", MAC])?;
+    let refused = agent.refused(&["vf", "allocate", "cli/b", "--mac", MAC])?;
+    check(
+        refused.contains(MAC) && refused.contains("cli/a"),
+        format!("Who has the MAC is not named: {refused}"),
+    )?;
+    agent.release("cli/a")?;
+    // A teardown that was missed.
+    let interface = raw::interface(lab, pf)?;
+    lab.ok(&["ip", "link", "set", &interface, "vf", "2", "mac", MAC])?;
+    let given = agent.allocate("cli/b", &["--mac", MAC])?;
+    let mut with_it = 0;
+    for index in ["0", "1", "2"] {
+        with_it += usize::from(raw::vf(lab, pf, index)?.mac() == MAC);
+    }
+    same("the number of VFs with the MAC", with_it, 1)?;
+    same("the MAC", raw::vf(lab, pf, given.index())?.mac(), MAC)?;
+    agent.release("cli/b")?;
+    agent.end()
+}
+
+/// A queue that the last owner left on is off when the next one gets the VF: it is reset in between.
+pub(super) fn r08(lab: &Context) -> Outcome {
+    // RXDCTL and TXDCTL of the VF's queue 0 (Intel 82576, sections 8.10 and 8.12); bit 25 turns it on.
+    const REGISTERS: [u64; 2] = [0x2828, 0x3828];
+    const ON: u64 = 1 << 25;
+    let agent = AgentThere::with_vfs(lab, 1)?;
+    let last = agent.allocate("cli/last", &["--driver", "vfio"])?;
+    let resource = lab.read(&format!("/sys/bus/pci/devices/{}/resource", last.address))?;
+    let start = resource.split_whitespace().next().unwrap_or_default();
+    let start = u64::from_str_radix(start.trim_start_matches("0x"), 16)
+        .map_err(|_| Stop::fail(format!("The VF has no registers: {resource}")))?;
+    let queues = || {
+        let mut on = 0;
+        for register in REGISTERS {
+            let at = format!("{:#x}", start + register);
+            let value = lab.ok(&["busybox", "devmem", &at, "32"])?;
+            let value = u64::from_str_radix(value.trim().trim_start_matches("0x"), 16);
+            let value = value.map_err(|_| Stop::fail("A register cannot be read"))?;
+            check(
+                value != u64::from(u32::MAX),
+                "The VF's registers do not answer",
+            )?;
+            on += usize::from(value & ON != 0);
+        }
+        Ok::<usize, Stop>(on)
+    };
+    // As a driver that died leaves it, with nobody to take it down: vfio-pci resets only what was open.
+    for register in REGISTERS {
+        let at = format!("{:#x}", start + register);
+        lab.ok(&["busybox", "devmem", &at, "32", &format!("{ON:#x}")])?;
+    }
+    same("the number of queues that are on", queues()?, 2)?;
+    agent.release("cli/last")?;
+    same("the number of queues that are on", queues()?, 0)?;
+    agent.end()
+}
+
+/// A VF is reset without its driver: with the link of the PF down that would hang otherwise.
+pub(super) fn r09(lab: &Context) -> Outcome {
+    let pf = lab.pf()?;
+    let agent = AgentThere::with_vfs(lab, 1)?;
+    let vf = agent.allocate("cli/a", &["--driver", "kernel"])?;
+    let bound = raw::driver(lab, &vf.address)?;
+    check(
+        !bound.is_empty() && bound != "vfio-pci",
+        format!("The VF's driver is \"{bound}\""),
+    )?;
+    let interface = raw::interface(lab, pf)?;
+    lab.ok(&["ip", "link", "set", &interface, "down"])?;
+    agent.release("cli/a")?;
+    raw::vf(lab, pf, vf.index())?.is_neutral()?;
+    let said = agent.ferrovia(&["nic", "show", &pf.address])?;
+    check(
+        !said.contains("wedged"),
+        format!("The PF is wedged: {said}"),
+    )?;
+    agent.end()
+}
+
+/// An agent that died in the middle of a change of drivers left a `driver_override`; the next one clears it.
+pub(super) fn r12(lab: &Context) -> Outcome {
+    let mut agent = AgentThere::with_vfs(lab, 2)?;
+    let vf = agent.allocate("cli/a", &["--driver", "kernel"])?;
+    agent.release("cli/a")?;
+    agent.kill()?;
+    let bound = raw::driver(lab, &vf.address)?;
+    if !bound.is_empty() {
+        put(
+            lab,
+            &format!("/sys/bus/pci/drivers/{bound}/unbind"),
+            &vf.address,
+        )?;
+    }
+    let forced = format!("/sys/bus/pci/devices/{}/driver_override", vf.address);
+    put(lab, &forced, "vfio-pci")?;
+    agent.start_again()?;
+    lab.wait_for("That the override is gone", MENDS, || {
+        Ok(raw::driver_override(lab, &vf.address)?
+            .is_empty()
+            .then_some(()))
+    })?;
+    agent.end()
+}
+
+/// VFs need their PF up: it is taken up, each VF has the MAC that was set for it and not one by chance, and
+/// when somebody takes the PF down that is said.
+pub(super) fn r15(lab: &Context) -> Outcome {
+    let pf = lab.pf()?;
+    let interface = raw::interface(lab, pf)?;
+    let up = |lab: &Context| {
+        let flags = lab.read(&format!("/sys/class/net/{interface}/flags"))?;
+        Ok::<bool, Stop>(
+            u32::from_str_radix(flags.trim_start_matches("0x"), 16).is_ok_and(|f| f & 1 == 1),
+        )
+    };
+    check(!up(lab)?, "The PF is up before the test")?;
+    let agent = AgentThere::start(lab, &super::agent_there::policy("tests", &pf.address, 1))?;
+    agent.ferrovia(&["nic", "apply"])?;
+    check(up(lab)?, "The PF was not taken up")?;
+    let vf = agent.allocate("cli/a", &["--driver", "kernel"])?;
+    same(
+        "the MAC that the PF has set",
+        raw::vf(lab, pf, vf.index())?.mac(),
+        &vf.mac,
+    )?;
+    let own = lab.shell_ok(&format!(
+        "cat /sys/bus/pci/devices/{}/net/*/address",
+        vf.address
+    ))?;
+    same("the MAC of the VF's own interface", own.trim(), &vf.mac)?;
+    lab.ok(&["ip", "link", "set", &interface, "down"])?;
+    let said = agent.ferrovia(&["nic", "show", &pf.address])?;
+    check(
+        said.contains("no carrier"),
+        format!("It is not said that the VFs have no carrier: {said}"),
+    )?;
+    agent.release("cli/a")?;
+    agent.end()
+}
+
+/// A VF with a VLAN of its PF goes through its life without the kernel failing to remove VLAN 0, which it does
+/// when the VF's link is bounced under that VLAN.
+pub(super) fn r17(lab: &Context) -> Outcome {
+    let agent = AgentThere::with_vfs(lab, 1)?;
+    // With this module each interface that is taken up takes VLAN 0.
+    lab.shell_ok("modprobe 8021q; dmesg --clear")?;
+    for vlan in ["42", "43"] {
+        let vf = agent.allocate("cli/a", &["--driver", "kernel", "--vlan", vlan])?;
+        let net = format!("/sys/bus/pci/devices/{}/net", vf.address);
+        lab.shell_ok(&format!("ip link set dev $(ls {net}) up"))?;
+        agent.release("cli/a")?;
+    }
+    let said = lab.shell_ok("dmesg | grep -i 'vlan' || true")?;
+    check(
+        !said.to_lowercase().contains("fail"),
+        format!("The kernel says: {said}"),
+    )?;
+    agent.end()
+}
+
+/// EBUSY on a MAC or on taking a link up.
+pub(super) fn r20(_lab: &Context) -> Outcome {
+    Err(Stop::skip(
+        "Neither igb nor netdevsim answers EBUSY to a MAC or to a link that is taken up; the fault is put into the \
+         fake kernel: r20_ebusy_is_tried_again_and_not_for_ever in sriov-mgr/tests/field_cases.rs",
+    ))
+}
