@@ -1,0 +1,226 @@
+//! `ferrovia nic` and `ferrovia vf` under the agent's own API and manager, over a kernel that refuses as NICs
+//! do: what bad input gets is a sentence that names device, limit or holder and says what to do.
+
+use agent::nics::service::NicApi;
+use agent::nics::{self, Nics, Start};
+use api::v1::sriov_server::SriovServer;
+use sriov_mgr::Options;
+use sriov_mgr::kernel::fake::{FakeKernel, FakePf};
+use std::path::Path;
+use std::process::Command;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+use tempfile::TempDir;
+use tokio_stream::wrappers::UnixListenerStream;
+
+const PF: &str = "0000:01:00.0";
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// An agent's NICs behind its socket: eth0 and eth1 have 7 VFs at most, eth2 has no SR-IOV.
+struct Lab {
+    root: TempDir,
+    kernel: Arc<FakeKernel>,
+    nics: Nics,
+}
+
+/// What a command printed, and its exit code.
+#[derive(Debug)]
+struct Run {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+impl Lab {
+    fn start() -> Lab {
+        let root = tempfile::tempdir().unwrap();
+        let kernel = FakeKernel::builder()
+            .pf(FakePf::igb(PF, "eth0"))
+            .pf(FakePf::igb("0000:02:00.0", "eth1"))
+            .build();
+        let nics = Nics::new(root.path().join("nic-policies.json"));
+        let mut options = Options::new(root.path().join("sriov"), kernel.clone());
+        options.root = root.path().into();
+        let (moved, told) = mpsc::channel();
+        let start = Start {
+            options,
+            file: Vec::new(),
+            watch: None,
+            moved: Box::new(move |_| {
+                let _ = moved.send(());
+            }),
+        };
+        nics::start(&nics, start).unwrap();
+        told.recv_timeout(PATIENCE).unwrap();
+        let socket = root.path().join("run/ferrovia/agent.sock");
+        std::fs::create_dir_all(socket.parent().unwrap()).unwrap();
+        let listener = agent::local_api::listen(&socket, None).unwrap();
+        let server = tonic::transport::Server::builder()
+            .add_service(SriovServer::new(NicApi::new(nics.clone())))
+            .serve_with_incoming(UnixListenerStream::new(listener));
+        tokio::spawn(async move { server.await.unwrap() });
+        Lab { root, kernel, nics }
+    }
+
+    fn path(&self) -> &Path {
+        self.root.path()
+    }
+
+    /// Runs `ferrovia` with these words.
+    fn run(&self, words: &[&str]) -> Run {
+        let done = Command::new(env!("CARGO_BIN_EXE_ferrovia"))
+            .arg("--root")
+            .arg(self.path())
+            .args(words)
+            .env_clear()
+            .env("HOME", self.path())
+            .output()
+            .unwrap();
+        Run {
+            code: done.status.code().expect("an exit code"),
+            out: String::from_utf8(done.stdout).unwrap(),
+            err: String::from_utf8(done.stderr).unwrap(),
+        }
+    }
+
+    #[track_caller]
+    fn ok(&self, words: &[&str]) -> String {
+        let run = self.run(words);
+        assert_eq!(run.code, 0, "{words:?}: {run:?}");
+        run.out
+    }
+
+    #[track_caller]
+    fn refused(&self, words: &[&str], code: i32, said: &[&str]) {
+        let run = self.run(words);
+        assert_eq!(run.code, code, "{words:?}: {run:?}");
+        assert!(run.err.starts_with("error: "), "{words:?}: {run:?}");
+        for word in said {
+            assert!(run.err.contains(word), "{word} in {words:?}: {}", run.err);
+        }
+    }
+
+    /// Policies as a file, for `nic policies --set`.
+    fn file(&self, policies: &serde_json::Value) -> String {
+        let path = self.path().join("policies.json");
+        std::fs::write(&path, policies.to_string()).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+
+    #[track_caller]
+    fn set(&self, policies: &serde_json::Value) {
+        self.ok(&["nic", "policies", "--set", &self.file(policies)]);
+    }
+}
+
+fn tenants(num_vfs: u32) -> serde_json::Value {
+    serde_json::json!({
+        "name": "tenants",
+        "select": {"pf": ["eth0"]},
+        "num_vfs": num_vfs,
+        "pool": "tenants",
+        "driver": "vfio"
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn policies_that_do_not_fit_are_refused_whole() {
+    let lab = Lab::start();
+    let set = |policies| {
+        let file = lab.file(&policies);
+        move |code, said: &[&str]| lab.refused(&["nic", "policies", "--set", &file], code, said)
+    };
+    let set = |policies: serde_json::Value, code, said: &[&str]| set(policies)(code, said);
+    set(
+        serde_json::json!([tenants(8)]),
+        2,
+        &["\"tenants\"", PF, "eth0", "7", "8"],
+    );
+    let mut other = tenants(2);
+    other["name"] = "storage".into();
+    set(
+        serde_json::json!([tenants(4), other]),
+        2,
+        &[
+            "\"tenants\"",
+            "\"storage\"",
+            "same priority",
+            "another priority",
+        ],
+    );
+    set(
+        serde_json::json!([{"name": "a", "numvfs": 3}]),
+        2,
+        &["numvfs", "num_vfs"],
+    );
+    assert_eq!(lab.ok(&["nic", "policies", "-o", "json"]).trim(), "[]");
+    lab.nics.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vf_in_use_is_not_taken_away_without_force() {
+    let lab = Lab::start();
+    lab.set(&serde_json::json!([tenants(4)]));
+    lab.ok(&["nic", "apply"]);
+    lab.ok(&["vf", "allocate", "cli/testpmd", "--pool", "tenants"]);
+    let pf = PF.parse().unwrap();
+    lab.kernel.hold(&pf, 0, "testpmd (pid 4711)", true);
+    let holder = ["testpmd (pid 4711)", "0000:01:00.0#0", "force"];
+    lab.refused(&["vf", "release", "cli/testpmd"], 4, &holder);
+    lab.refused(&["nic", "reset", PF], 4, &holder);
+    lab.set(&serde_json::json!([tenants(2)]));
+    let plan = lab.ok(&["nic", "plan"]);
+    assert!(plan.contains("testpmd (pid 4711)"), "{plan}");
+    lab.refused(&["nic", "apply"], 4, &holder);
+    lab.kernel.let_go(&pf, 0);
+    lab.ok(&["vf", "release", "cli/testpmd"]);
+    lab.ok(&["nic", "apply"]);
+    lab.nics.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_nic_refuses_is_said_in_its_name() {
+    let lab = Lab::start();
+    let mut doubly = tenants(2);
+    doubly["defaults"] = serde_json::json!({"vlan": 42, "protocol": "802.1ad"});
+    lab.set(&serde_json::json!([doubly]));
+    lab.ok(&["nic", "apply"]);
+    lab.refused(
+        &["vf", "allocate", "cli/a", "--pool", "tenants"],
+        1,
+        &["0000:01:00.0#", "802.1ad", "igb"],
+    );
+    let vfs: serde_json::Value =
+        serde_json::from_str(&lab.ok(&["vf", "list", "-o", "json"])).unwrap();
+    assert!(
+        vfs.as_array().unwrap().iter().all(|vf| vf["owner"] == ""),
+        "nothing is handed out then: {vfs}"
+    );
+    lab.nics.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_there_is_said_with_what_is() {
+    let lab = Lab::start();
+    lab.set(&serde_json::json!([tenants(1)]));
+    lab.ok(&["nic", "apply"]);
+    lab.ok(&["vf", "allocate", "cli/a", "--pool", "tenants"]);
+    lab.refused(
+        &["vf", "allocate", "cli/b", "--pool", "tenants"],
+        7,
+        &["\"tenants\"", "cli/a", "num_vfs"],
+    );
+    lab.refused(
+        &["vf", "allocate", "cli/b", "--pool", "nowhere"],
+        7,
+        &["\"nowhere\"", "nic plan"],
+    );
+    lab.refused(&["vf", "release", "cli/b"], 3, &["\"cli/b\"", "vf list"]);
+    lab.refused(&["nic", "adopt", "eth9"], 3, &["\"eth9\""]);
+    lab.refused(
+        &["vf", "allocate", "cli/b", "--vlan", "4095"],
+        2,
+        &["4095", "4094"],
+    );
+    lab.nics.stop();
+}
