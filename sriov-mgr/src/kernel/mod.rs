@@ -17,6 +17,7 @@ pub use state::{
 use crate::address::PciAddress;
 use crate::device::Device;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// The kernel's part in partitioning NICs.
@@ -83,6 +84,22 @@ pub trait Kernel: Send + Sync {
     /// Who has the VF in use now, in words for the operator ("QEMU (pid 4711, guest=web-1)",
     /// "interface eth3 in network namespace blue"); empty: nobody. Looks, and changes nothing.
     fn holders(&self, pf: &Device, index: u32) -> Result<Vec<String>, KernelError>;
+
+    /// [`Kernel::holders`] of every VF of `pf`, by number, looked up together: every process of the host is
+    /// looked at once instead of once for each VF. VFs that nobody has are left out.
+    fn all_holders(&self, pf: &Device) -> Result<BTreeMap<u32, Vec<String>>, KernelError> {
+        let mut all = BTreeMap::new();
+        for index in 0..self.pf(pf)?.num_vfs {
+            match self.holders(pf, index) {
+                Ok(holders) if holders.is_empty() => {}
+                Err(KernelError::Gone { .. }) => {}
+                other => {
+                    all.insert(index, other?);
+                }
+            }
+        }
+        Ok(all)
+    }
 
     /// Why nothing is written to `pf` any more, where that is so. Looks whether the operation that hung
     /// has ended meanwhile.

@@ -159,11 +159,11 @@ impl Shared {
         if !steps.iter().any(Step::disturbs) {
             return Ok(Vec::new());
         }
-        let mut holders = Vec::new();
-        for vf in vfs {
-            let names = self.kernel.holders(&state.device, vf.index)?;
-            holders.push((vf.index, names));
+        if vfs.is_empty() {
+            return Ok(Vec::new());
         }
+        let all = self.kernel.all_holders(&state.device)?;
+        let holders: Vec<(u32, Vec<String>)> = all.into_iter().collect();
         let allocations = self.store.read(|ledger| ledger.on(&state.device));
         Ok(disturbed(state, vfs, target, steps, &allocations, &holders))
     }

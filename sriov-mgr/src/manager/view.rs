@@ -132,12 +132,12 @@ impl Shared {
                 Err(KernelError::Gone { .. } | KernelError::Wedged { .. }) => continue,
                 Err(error) => return Err(error.into()),
             };
+            let mut holders = match self.kernel.all_holders(pf) {
+                Err(KernelError::Gone { .. } | KernelError::Wedged { .. }) => continue,
+                other => other?,
+            };
             for vf in vfs {
                 let allocation = allocations.iter().find(|a| a.vf.index == vf.index);
-                let holders = match self.kernel.holders(pf, vf.index) {
-                    Err(KernelError::Gone { .. }) => continue,
-                    other => other?,
-                };
                 views.push(VfView {
                     id: VfId {
                         pf: pf.clone(),
@@ -146,7 +146,7 @@ impl Shared {
                     pool: wanted.as_ref().and_then(|w| w.vf(vf.index).pool),
                     owner: allocation.map(|a| a.owner.clone()),
                     phase: allocation.map(|a| a.phase),
-                    holders,
+                    holders: holders.remove(&vf.index).unwrap_or_default(),
                     state: vf,
                 });
             }

@@ -15,6 +15,7 @@ use crate::kernel::{
 use crate::vfio;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -40,6 +41,8 @@ pub enum Action {
     Vf(u32),
     /// Find who has a VF in use.
     Holders(u32),
+    /// Find who has which VF in use.
+    AllHolders,
     /// `sriov_drivers_autoprobe`.
     Autoprobe(bool),
     /// `sriov_numvfs`.
@@ -67,7 +70,11 @@ impl Action {
     pub fn reads(&self) -> bool {
         matches!(
             self,
-            Action::Pf { .. } | Action::Vfs | Action::Vf(_) | Action::Holders(_)
+            Action::Pf { .. }
+                | Action::Vfs
+                | Action::Vf(_)
+                | Action::Holders(_)
+                | Action::AllHolders
         )
     }
 
@@ -78,6 +85,7 @@ impl Action {
             Action::Vfs => "Reading its VFs".into(),
             Action::Vf(index) => format!("Reading VF {index}"),
             Action::Holders(index) => format!("Looking who uses VF {index}"),
+            Action::AllHolders => "Looking who uses its VFs".into(),
             Action::Autoprobe(on) => {
                 format!("Setting sriov_drivers_autoprobe to {}", u8::from(*on))
             }
@@ -114,6 +122,8 @@ pub enum Answer {
     Vfs(Vec<VfState>),
     /// Who uses a VF.
     Holders(Vec<String>),
+    /// Who uses which VF.
+    AllHolders(BTreeMap<u32, Vec<String>>),
 }
 
 /// Does it, here and now. A change waits up to `patience` for one that another process is making.
@@ -149,6 +159,9 @@ pub(crate) fn act(
         }
         Action::Holders(index) => {
             return Ok(Answer::Holders(holders::of_vf(tree, device, *index)?));
+        }
+        Action::AllHolders => {
+            return Ok(Answer::AllHolders(holders::of_all_vfs(tree, device)?));
         }
         Action::Autoprobe(on) => autoprobe(tree, device, *on)?,
         Action::NumVfs(count) => num_vfs(tree, device, *count)?,

@@ -8,7 +8,7 @@ use super::tree::{Tree, refused};
 use crate::address::PciAddress;
 use crate::device::Device;
 use crate::kernel::KernelError;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -212,6 +212,25 @@ pub(crate) fn of_vf(tree: &Tree, device: &Device, index: u32) -> Result<Vec<Stri
     Ok(everyone.of_function(tree, function))
 }
 
+/// Who has which VFs of `device` in use.
+pub(crate) fn of_all_vfs(
+    tree: &Tree,
+    device: &Device,
+) -> Result<BTreeMap<u32, Vec<String>>, KernelError> {
+    look::present(tree, device)?;
+    let functions = tree.vf_functions(device);
+    if functions.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let everyone = Everyone::look(tree);
+    let mut everyone = everyone.map_err(|r| refused(device, "Listing the interfaces", &r))?;
+    let all = functions.into_iter().map(|(index, function)| {
+        let holders = everyone.of_function(tree, function);
+        (index, holders)
+    });
+    Ok(all.filter(|(_, holders)| !holders.is_empty()).collect())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -260,6 +279,17 @@ mod tests {
         assert_eq!(of("0000:01:10.0"), ["QEMU (pid 10, guest=web-1)"]);
         assert_eq!(of("0000:01:10.2"), ["dpdk-testpmd (pid 11)"]);
         assert_eq!(of("0000:01:10.4"), Vec::<String>::new());
+    }
+
+    #[test]
+    fn all_vfs_are_looked_at_together_and_free_ones_left_out() {
+        let root = testtree::igb(3);
+        let tree = Tree(root.path().to_owned());
+        add_process(root.path(), 12, "dpdk", &["dpdk"], &["/dev/vfio/21"]);
+        let all = of_all_vfs(&tree, &"0000:01:00.0".parse().unwrap()).unwrap();
+        assert_eq!(all, BTreeMap::from([(1, vec!["dpdk (pid 12)".to_owned()])]));
+        let one = of_vf(&tree, &"0000:01:00.0".parse().unwrap(), 1).unwrap();
+        assert_eq!(one, all[&1]);
     }
 
     #[test]

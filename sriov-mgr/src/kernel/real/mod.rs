@@ -21,7 +21,7 @@ use crate::address::PciAddress;
 use crate::device::Device;
 use crate::helper::{HelperCommand, Lane, Request};
 use act::{Action, Answer};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -194,6 +194,13 @@ impl Kernel for RealKernel {
     fn holders(&self, pf: &Device, index: u32) -> Result<Vec<String>, KernelError> {
         match self.ask(pf, Action::Holders(index))? {
             Answer::Holders(holders) => Ok(holders),
+            other => Err(senseless(pf, &other)),
+        }
+    }
+
+    fn all_holders(&self, pf: &Device) -> Result<BTreeMap<u32, Vec<String>>, KernelError> {
+        match self.ask(pf, Action::AllHolders)? {
+            Answer::AllHolders(holders) => Ok(holders),
             other => Err(senseless(pf, &other)),
         }
     }
