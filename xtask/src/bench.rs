@@ -2,9 +2,12 @@
 
 use crate::steps::Steps;
 use crate::workspace::{self, Target};
-use crate::{deps, paths};
+use crate::{deps, paths, sudo};
 use anyhow::{Result, bail};
 use std::process::ExitCode;
+
+/// Benchmarks that boot the emulated NIC machine: they are run as root, and told by which program.
+const IN_MACHINE: [&str; 1] = ["bench_sriov"];
 
 /// Options of `bench`.
 #[derive(clap::Args)]
@@ -58,8 +61,20 @@ pub fn command(args: &Args) -> Result<ExitCode> {
     ) {
         return Ok(ExitCode::FAILURE);
     }
-    let mut run =
-        std::process::Command::new(paths::target().join("release/examples").join(&bench.name));
+    let program = paths::target().join("release/examples").join(&bench.name);
+    if !IN_MACHINE.contains(&bench.name.as_str()) {
+        let mut run = std::process::Command::new(program);
+        return crate::demo::run_undisturbed(run.args(&args.args));
+    }
+    if !crate::demo::build(&mut steps) {
+        return Ok(ExitCode::FAILURE);
+    }
+    sudo::warm_up()?;
+    let machine = paths::target().join("debug/ferrovia-machine");
+    let mut run = sudo::as_root("env")?;
+    run.arg(format!("FERROVIA_LAB_CACHE={}", paths::cache().display()))
+        .arg(format!("FERROVIA_MACHINE={}", machine.display()))
+        .arg(program);
     crate::demo::run_undisturbed(run.args(&args.args))
 }
 
