@@ -27,6 +27,7 @@ pub mod parts;
 pub mod process;
 pub mod qemu;
 pub mod run;
+pub mod sriov_inside;
 pub mod story;
 pub mod stream;
 pub mod suites;

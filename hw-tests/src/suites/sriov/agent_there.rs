@@ -5,7 +5,7 @@
 
 use super::raw;
 use crate::lab::Context;
-use crate::lab::suite::{Stop, check};
+use crate::lab::suite::{Stop, check, same};
 use crate::lab::target::{Done, Spawned};
 use serde::Deserialize;
 use std::time::Duration;
@@ -59,8 +59,59 @@ impl<'a> AgentThere<'a> {
         Ok(agent)
     }
 
-    /// Starts one with `policies` in its file; nothing is applied.
+    /// Starts one with `policies` in its file; what disturbs nobody is applied by the agent itself.
     pub(super) fn start(lab: &'a Context, policies: &str) -> Result<AgentThere<'a>, Stop> {
+        let root = AgentThere::write_file(lab, policies)?;
+        let process = lab.spawn("agent", &["ferrovia-agent", "--root", &root, "run"])?;
+        let agent = AgentThere { lab, root, process };
+        agent.answers()?;
+        Ok(agent)
+    }
+
+    /// Starts one that kills itself with SIGKILL after so many records of its SR-IOV journal. It need not live
+    /// until it answers.
+    pub(super) fn doomed(
+        lab: &'a Context,
+        policies: &str,
+        records: u32,
+    ) -> Result<AgentThere<'a>, Stop> {
+        let root = AgentThere::write_file(lab, policies)?;
+        let crash = format!("FERROVIA_CRASH_AT={records}");
+        let line = ["env", &crash, "ferrovia-agent", "--root", &root, "run"];
+        let process = lab.spawn("doomed", &line)?;
+        Ok(AgentThere { lab, root, process })
+    }
+
+    /// Waits until one that was [doomed](AgentThere::doomed) has died of it.
+    pub(super) fn died(&self) -> Result<(), Stop> {
+        let code = self.process.wait(UP)?;
+        same("the exit code of the agent that kills itself", code, 137)
+    }
+
+    /// Waits until it answers.
+    pub(super) fn answers(&self) -> Result<(), Stop> {
+        let (lab, root, process) = (self.lab, &self.root, &self.process);
+        lab.wait_for("The agent's answer", UP, || {
+            if process.code()?.is_some() {
+                return Err(Stop::fail(format!("The agent ended: {}", process.log()?)));
+            }
+            // Only what needs the manager says whether it is open.
+            let asked = lab.exec(&["ferrovia", "--root", root, "nic", "plan"])?;
+            Ok(asked.ok().then_some(()))
+        })
+    }
+
+    /// Ends it with SIGKILL.
+    pub(super) fn kill(self) -> Result<(), Stop> {
+        Ok(self.process.kill()?)
+    }
+
+    /// Its socket.
+    pub(super) fn socket(&self) -> String {
+        format!("{}/run/ferrovia/agent.sock", self.root)
+    }
+
+    fn write_file(lab: &Context, policies: &str) -> Result<String, Stop> {
         let root = format!("{}/agent", lab.scratch());
         let file = format!("{root}/etc/ferrovia/agent.toml");
         let text = format!(
@@ -74,21 +125,7 @@ impl<'a> AgentThere<'a> {
                 "The agent's file cannot be written: {why}"
             )));
         }
-        let process = AgentThere::run(lab, &root)?;
-        Ok(AgentThere { lab, root, process })
-    }
-
-    fn run(lab: &Context, root: &str) -> Result<Spawned, Stop> {
-        let process = lab.spawn("agent", &["ferrovia-agent", "--root", root, "run"])?;
-        lab.wait_for("The agent's answer", UP, || {
-            if process.code()?.is_some() {
-                return Err(Stop::fail(format!("The agent ended: {}", process.log()?)));
-            }
-            // Only what needs the manager says whether it is open.
-            let asked = lab.exec(&["ferrovia", "--root", root, "nic", "plan"])?;
-            Ok(asked.ok().then_some(()))
-        })?;
-        Ok(process)
+        Ok(root)
     }
 
     /// `ferrovia` with these arguments, which must succeed.

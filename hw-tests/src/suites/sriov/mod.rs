@@ -1,6 +1,8 @@
 //! `sriov`: partitioning NICs, and the life of VFs. Each subject is a file here; its tests are lines below.
 
 mod agent_there;
+mod concurrency;
+mod crash;
 mod field_count;
 mod field_lost;
 mod field_owner;
@@ -30,6 +32,46 @@ pub const SUITE: Suite = Suite {
         )
         .needs(&[Need::Root, Need::Vfs(3)])
         .limit(120),
+        Test::new(
+            "crash_partition",
+            "killed after each journal record of partitioning, of another VF count and of a reset, the next start has it right",
+            crash::partition,
+        )
+        .needs(CRASH)
+        .limit(900),
+        Test::new(
+            "crash_allocate_release",
+            "killed after each journal record of an allocation and of a release, no VF is lost, leaked or handed out twice",
+            crash::allocate_and_release,
+        )
+        .needs(CRASH)
+        .limit(900),
+        Test::new(
+            "crash_eswitch",
+            "killed after each journal record of a change of the eswitch mode, the next start has it right",
+            crash::eswitch,
+        )
+        .needs(&[Need::Root, Need::Netdevsim, Need::Emulated])
+        .limit(900),
+        Test::new(
+            "crash_agent",
+            "the agent itself is killed while it partitions, hands out and takes back, and the next one has it right",
+            crash::agent,
+        )
+        .needs(VFIO_EMULATED)
+        .limit(600),
+        Test::new(
+            "concurrent_clients",
+            "eight clients allocate and release at once: no VF twice, none leaked, the kernel is as the journal says",
+            concurrency::clients,
+        )
+        .needs(&[
+            Need::Root,
+            Need::Vfs(5),
+            Need::Program("ferrovia-agent"),
+            Need::Emulated,
+        ])
+        .limit(600),
         Test::new(
             "vfio_check_passes",
             "`ferrovia vf check` opens, maps, resets and interrupts a VF on vfio-pci",
@@ -236,6 +278,14 @@ pub const SUITE: Suite = Suite {
     ],
 };
 
+/// What a test needs that kills the manager while it changes a NIC.
+const CRASH: &[Need] = &[
+    Need::Root,
+    Need::Vfs(3),
+    Need::Iommu,
+    Need::Vfio,
+    Need::Emulated,
+];
 /// What a test needs that drives VFs on vfio-pci with an agent.
 const VFIO: &[Need] = &[
     Need::Root,
