@@ -126,11 +126,10 @@ fn tenants(num_vfs: u32) -> serde_json::Value {
 #[tokio::test(flavor = "multi_thread")]
 async fn policies_that_do_not_fit_are_refused_whole() {
     let lab = Lab::start();
-    let set = |policies| {
+    let set = |policies: serde_json::Value, code, said: &[&str]| {
         let file = lab.file(&policies);
-        move |code, said: &[&str]| lab.refused(&["nic", "policies", "--set", &file], code, said)
+        lab.refused(&["nic", "policies", "--set", &file], code, said)
     };
-    let set = |policies: serde_json::Value, code, said: &[&str]| set(policies)(code, said);
     set(
         serde_json::json!([tenants(8)]),
         2,

@@ -62,10 +62,14 @@ impl<'a> AgentThere<'a> {
     /// Starts one with `policies` in its file; what disturbs nobody is applied by the agent itself.
     pub(super) fn start(lab: &'a Context, policies: &str) -> Result<AgentThere<'a>, Stop> {
         let root = AgentThere::write_file(lab, policies)?;
-        let process = lab.spawn("agent", &["ferrovia-agent", "--root", &root, "run"])?;
+        let process = AgentThere::spawn(lab, &root)?;
         let agent = AgentThere { lab, root, process };
         agent.answers()?;
         Ok(agent)
+    }
+
+    fn spawn(lab: &'a Context, root: &str) -> Result<Spawned, Stop> {
+        Ok(lab.spawn("agent", &["ferrovia-agent", "--root", root, "run"])?)
     }
 
     /// Starts one that kills itself with SIGKILL after so many records of its SR-IOV journal. It need not live
@@ -99,11 +103,6 @@ impl<'a> AgentThere<'a> {
             let asked = lab.exec(&["ferrovia", "--root", root, "nic", "plan"])?;
             Ok(asked.ok().then_some(()))
         })
-    }
-
-    /// Ends it with SIGKILL.
-    pub(super) fn kill(self) -> Result<(), Stop> {
-        Ok(self.process.kill()?)
     }
 
     /// Its socket.
@@ -183,8 +182,8 @@ impl<'a> AgentThere<'a> {
 
     /// Starts it anew with the files it had.
     pub(super) fn start_again(&mut self) -> Result<(), Stop> {
-        self.process = AgentThere::run(self.lab, &self.root)?;
-        Ok(())
+        self.process = AgentThere::spawn(self.lab, &self.root)?;
+        self.answers()
     }
 
     /// Hands out a VF of the pool `tests`.
