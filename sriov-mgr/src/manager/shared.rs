@@ -98,10 +98,12 @@ impl Shared {
 
     /// Keeps other calls from choosing `vf`, if none has chosen it.
     pub(crate) fn claim(&self, vf: &VfId) -> Option<Claim<'_>> {
-        let vf = vf.clone();
-        lock(&self.claims)
-            .insert(vf.clone())
-            .then_some(Claim { shared: self, vf })
+        let free = lock(&self.claims).insert(vf.clone());
+        // Not `then_some`: a claim that is made and dropped would take away the other call's.
+        free.then(|| Claim {
+            shared: self,
+            vf: vf.clone(),
+        })
     }
 
     pub(crate) fn subscribe(&self) -> Receiver<Event> {
@@ -180,5 +182,35 @@ pub(crate) struct Claim<'a> {
 impl Drop for Claim<'_> {
     fn drop(&mut self) {
         lock(&self.shared.claims).remove(&self.vf);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::fake::FakeKernel;
+    use std::time::Duration;
+
+    #[test]
+    fn a_vf_that_is_claimed_cannot_be_claimed_until_that_is_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = Options::new(dir.path(), FakeKernel::builder().build());
+        let shared = Arc::new(Shared::open(options).unwrap());
+        let (done, wait) = channel();
+        let claimed = Arc::clone(&shared);
+        // In a thread: waiting for a lock of its own would be for ever.
+        std::thread::spawn(move || {
+            let vf = VfId {
+                pf: "0000:01:00.0".parse().unwrap(),
+                index: 0,
+            };
+            let first = claimed.claim(&vf);
+            let refused = [claimed.claim(&vf).is_none(), claimed.claim(&vf).is_none()];
+            let had = first.is_some();
+            drop(first);
+            done.send((had, refused, claimed.claim(&vf).is_some()))
+        });
+        let found = wait.recv_timeout(Duration::from_secs(30));
+        assert_eq!(found, Ok((true, [true, true], true)));
     }
 }
