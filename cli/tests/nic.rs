@@ -186,7 +186,7 @@ async fn what_the_nic_refuses_is_said_in_its_name() {
     lab.ok(&["nic", "apply"]);
     lab.refused(
         &["vf", "allocate", "cli/a", "--pool", "tenants"],
-        1,
+        4,
         &["0000:01:00.0#", "802.1ad", "igb"],
     );
     let vfs: serde_json::Value =

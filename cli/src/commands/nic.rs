@@ -81,7 +81,9 @@ fn joined<'i>(inventory: &'i Inventory, managed: Vec<v1::ManagedNic>) -> Vec<Any
             .any(|known| known.address.to_string() == nic.device)
     };
     let others = managed.iter().filter(|nic| !known(nic)).cloned();
-    let others: Vec<AnyNic<'i>> = others.map(|nic| AnyNic::OffPci(nic.into())).collect();
+    let others: Vec<AnyNic<'i>> = others
+        .map(|nic| AnyNic::OffPci(Box::new(nic.into())))
+        .collect();
     on_pci.into_iter().chain(others).collect()
 }
 

@@ -338,7 +338,7 @@ pub enum AnyNic<'a> {
     /// On PCI.
     Pci(Box<Nic<'a>>),
     /// Not.
-    OffPci(OffPci),
+    OffPci(Box<OffPci>),
 }
 
 impl Row for AnyNic<'_> {

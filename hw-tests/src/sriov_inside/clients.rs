@@ -95,7 +95,7 @@ async fn one(socket: &Path, number: usize, until: Instant, book: &Mutex<Book>) -
             Err(refused) => bail!("{owner} was refused a VF: {}", refused.message()),
         };
         enter(book, &owner, &given.vf, &given.mac);
-        if over && number % 2 == 0 {
+        if over && number.is_multiple_of(2) {
             let kept = (owner, given.vf, given.mac);
             lock(book).report.kept.push(kept);
             return Ok(());

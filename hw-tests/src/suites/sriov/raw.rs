@@ -23,7 +23,7 @@ impl RawVf {
             .as_array()
             .into_iter()
             .flatten()
-            .find(|vf| vf["vf"].to_string() == index);
+            .find(|vf| vf["vf"] == index);
         found
             .map(|vf| RawVf(vf.clone()))
             .ok_or_else(|| Stop::fail(format!("The kernel shows no VF {index} of {interface}")))
