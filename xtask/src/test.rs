@@ -1,4 +1,5 @@
-//! `cargo xtask test`: every test there is, in the order from quick to slow. This is what CI runs.
+//! `cargo xtask test`: the tests in the order from quick to slow. This is what CI runs; `--only lab` is the longer
+//! run on emulated NICs.
 
 use crate::steps::Steps;
 use crate::workspace::{self, Target};
@@ -8,6 +9,9 @@ use std::process::{Command, ExitCode};
 
 /// The package whose integration tests need root, libvirt and guests.
 const E2E: &str = "hw-tests";
+
+/// Its test programs that take minutes on a machine without KVM: part of the step `lab`.
+const LONG: [&str; 3] = ["machine", "lab", "linux_guest"];
 
 /// The packages with models of what threads share, and which of their tests those are. They are built with
 /// `--cfg loom`, for which the other tests are not made.
@@ -41,13 +45,16 @@ enum Step {
     Fuzz,
     /// Real guests
     E2e,
-    /// The lab's suites on its emulated machines
+    /// The emulated NIC machine, the lab's suites on it, a Linux guest under load: a longer run, only when named
     Lab,
 }
 
 /// Runs the command.
 pub fn command(args: &Args) -> Result<ExitCode> {
-    let wants = |step: Step| args.only.is_empty() || args.only.contains(&step);
+    let wants = |step: Step| match args.only.as_slice() {
+        [] => step != Step::Lab,
+        only => only.contains(&step),
+    };
     let mut steps = Steps::new();
     if !steps.work(
         "dependencies",
@@ -111,10 +118,14 @@ fn all(steps: &mut Steps, args: &Args, targets: &[Target], wants: impl Fn(Step) 
     if wants(Step::Fuzz) {
         fuzz::run(steps, &[], args.fuzz_seconds);
     }
-    if wants(Step::E2e) {
+    if wants(Step::E2e) || wants(Step::Lab) {
         for test in targets
             .iter()
             .filter(|t| t.kind == "test" && t.package == E2E)
+            .filter(|t| {
+                let long = LONG.contains(&t.name.as_str());
+                wants(if long { Step::Lab } else { Step::E2e })
+            })
         {
             match e2e(test) {
                 Ok(mut command) => {
