@@ -187,7 +187,7 @@ async fn what_the_nic_refuses_is_said_in_its_name() {
     lab.refused(
         &["vf", "allocate", "cli/a", "--pool", "tenants"],
         4,
-        &["0000:01:00.0#", "802.1ad", "igb"],
+        &["0000:01:00.0#", "802.1ad", "another NIC"],
     );
     let vfs: serde_json::Value =
         serde_json::from_str(&lab.ok(&["vf", "list", "-o", "json"])).unwrap();
