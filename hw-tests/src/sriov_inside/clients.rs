@@ -169,6 +169,6 @@ mod tests {
         enter(&book, "cli/e", "pf#2", "02:00:00:00:00:03");
         let report = lock(&book).report.clone();
         assert_eq!(report.wrong.len(), 3, "{:?}", report.wrong);
-        assert_eq!((report.allocated, report.most), (5, 3));
+        assert_eq!((report.allocated, report.most), (5, 2));
     }
 }
