@@ -11,7 +11,7 @@ use std::process::{Command, ExitCode};
 const E2E: &str = "hw-tests";
 
 /// Its test programs that take minutes on a machine without KVM: part of the step `lab`.
-const LONG: [&str; 3] = ["machine", "lab", "linux_guest"];
+const LONG: [&str; 4] = ["machine", "lab", "linux_guest", "migration"];
 
 /// The packages with models of what threads share, and which of their tests those are. They are built with
 /// `--cfg loom`, for which the other tests are not made.
