@@ -97,16 +97,7 @@ fn nic_back(address: &str, before: &Snapshot, changes: &[Change], script: &mut S
     let sysfs = format!("/sys/bus/pci/devices/{address}");
     let was = |property: &str| before.get(address, property);
     if own.contains("driver") || own.contains("driver_override") {
-        let driver = was("driver").unwrap_or_default();
-        let over = was("driver_override")
-            .filter(|o| *o != "(null)")
-            .unwrap_or_default();
-        let _ = writeln!(
-            script,
-            "bind {address} {} {}",
-            quoted(&[driver]),
-            quoted(&[over])
-        );
+        bind_back(address, was, script);
     }
     // VFs that came or went, or another driver: all are made anew, since only that is sure.
     let anew = own.contains("sriov_numvfs")
@@ -206,16 +197,18 @@ fn vf_back(pf: &str, vf: u64, before: &Snapshot, script: &mut String) {
             &number("min_tx"),
         ]);
     }
+    let address = format!("$(basename $(readlink /sys/bus/pci/devices/{pf}/virtfn{vf}))");
+    bind_back(&address, was, script);
+}
+
+/// The line that gives a function, named in shell, the driver and the override that it had.
+fn bind_back<'a>(address: &str, was: impl Fn(&str) -> Option<&'a str>, script: &mut String) {
     let driver = was("driver").unwrap_or_default();
     let over = was("driver_override")
         .filter(|o| *o != "(null)")
         .unwrap_or_default();
-    let _ = writeln!(
-        script,
-        "bind $(basename $(readlink /sys/bus/pci/devices/{pf}/virtfn{vf})) {} {}",
-        quoted(&[driver]),
-        quoted(&[over])
-    );
+    let (driver, over) = (quoted(&[driver]), quoted(&[over]));
+    let _ = writeln!(script, "bind {address} {driver} {over}");
 }
 
 #[cfg(test)]
