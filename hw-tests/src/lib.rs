@@ -3,13 +3,14 @@
 //! Fixtures are ordinary Rust values that undo themselves: a [`run`] with its folder, [`netns`] with links
 //! between them, [`process`]es, an [`image`] that boots in seconds, [`guest`]s in [`libvirt`] that are driven
 //! through a [`console`], a [`capture`] on a link. A [`cluster`] puts them together: a controller, two hosts
-//! with an agent each, and guests. A [`switch`] on vhost-user ports and guests in a [`qemu`] of their own show
+//! with an agent each, and guests; [`alone`] is one agent with two ports. A [`switch`] on vhost-user ports and guests in a [`qemu`] of their own show
 //! what `xvio` does with nothing around it; a [`stream`] is bulk traffic that is checked. Ctrl-C at any time undoes all ([`cleanup`]).
 //!
 //! The hardware lab is here too: a [`machine`] with emulated SR-IOV NICs, the [`lab`] that runs [`suites`] on
 //! such machines and on real hosts, and reports.
 
 pub mod accel;
+pub mod alone;
 pub mod capture;
 pub mod cleanup;
 pub mod cluster;

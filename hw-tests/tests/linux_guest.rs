@@ -5,19 +5,15 @@
 
 use anyhow::{Context, Result, ensure};
 use hw_tests::accel::Accel;
-use hw_tests::cluster::program;
+use hw_tests::alone::Alone;
 use hw_tests::command;
 use hw_tests::image::Image;
 use hw_tests::interruption::measure;
 use hw_tests::netns::Netns;
-use hw_tests::process::Daemon;
 use hw_tests::qemu::{Nic, Parts, Qemu};
 use hw_tests::run::Run;
 use hw_tests::stream::Streams;
 use hw_tests::switch::{Port, Switch};
-use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
-use std::process::Command;
 use std::time::Duration;
 
 const ADDRESS: &str = "10.9.0.1";
@@ -110,72 +106,20 @@ fn tcp_with_jumbo_frames_over_four_queues() -> Result<()> {
     exchange(&["host_mtu=9000"], 4, 9000, false)
 }
 
-/// An agent alone, with the ports `a` and `b` in one network, and a guest on each.
-struct Pair {
-    root: PathBuf,
-    mode: &'static str,
-    agent: Option<Daemon>,
-    run: Run,
-}
-
-impl Pair {
-    fn new(mode: &'static str) -> Result<Pair> {
-        let run = Run::start()?;
-        let root = run.subdir("alone")?;
-        let port = |name: &str, last: u8| {
-            format!(
-                "[[port]]\nname = \"{name}\"\nnetwork = \"blue\"\nmac = \"52:54:00:00:00:{last:02x}\"\n\
-                 addresses = [\"10.0.0.{last}\"]\nmode = \"{mode}\"\n"
-            )
-        };
-        let text = format!(
-            "host = \"alone\"\n[dataplane]\nworkers = 1\nmemory_mb = 192\nhugepages = \"never\"\n\
-             [[network]]\nname = \"blue\"\nvni = 100\nsubnets = [{{ cidr = \"10.0.0.0/24\" }}]\n{}{}",
-            port("a", 10),
-            port("b", 11)
-        );
-        std::fs::create_dir_all(root.join("etc/ferrovia"))?;
-        std::fs::write(root.join("etc/ferrovia/agent.toml"), text)?;
-        let mut pair = Pair {
-            root,
-            mode,
-            agent: None,
-            run,
-        };
-        pair.start_agent()?;
-        Ok(pair)
-    }
-
-    fn start_agent(&mut self) -> Result<()> {
-        let mut command = Command::new(program("ferrovia-agent")?);
-        command.args(["run", "--root"]).arg(&self.root);
-        let agent = Daemon::start(&self.run, "agent", &mut command)?;
-        let answers = self.root.join("run/ferrovia/agent.sock");
-        command::wait_for("the start of the agent", LIMIT, || {
-            agent.check()?;
-            UnixStream::connect(&answers)?;
-            Ok(())
-        })
-        .with_context(|| format!("The agent's last words:\n{}", agent.log_tail(20)))?;
-        self.agent = Some(agent);
-        Ok(())
-    }
-
-    fn guest(&self, port: &str, last: u8) -> Result<Qemu> {
-        let listens = self.mode == "client";
-        let nic = Nic {
-            socket: self.root.join(format!("run/ferrovia/vhost/{port}.sock")),
-            listens,
-            mac: format!("52:54:00:00:00:{last:02x}"),
-            queues: 1,
-            properties: Vec::new(),
-        };
-        let mut guest = Qemu::boot(&self.run, &parts(&self.run, port, nic, 1)?)?;
-        guest.expect(&format!(
-            "ip addr add 10.0.0.{last}/24 dev eth0; ip link set eth0 up"
-        ))?;
-        Ok(guest)
-    }
+/// A guest on a port of the agent.
+fn guest(agent: &Alone, port: &str, last: u8) -> Result<Qemu> {
+    let nic = Nic {
+        socket: agent.socket(port),
+        listens: agent.guests_listen(),
+        mac: Alone::mac(last),
+        queues: 1,
+        properties: Vec::new(),
+    };
+    let mut guest = Qemu::boot(agent.run(), &parts(agent.run(), port, nic, 1)?)?;
+    guest.expect(&format!(
+        "ip addr add 10.0.0.{last}/24 dev eth0; ip link set eth0 up"
+    ))?;
+    Ok(guest)
 }
 
 /// How much the guest has sent.
@@ -186,9 +130,9 @@ fn pieces(guest: &mut Qemu) -> Result<u32> {
 
 /// TCP from a to b through the agent, which is killed again and again meanwhile.
 fn agent_killed_under_load(mode: &'static str, kills: u32) -> Result<()> {
-    let mut pair = Pair::new(mode)?;
-    let mut a = pair.guest("a", 10)?;
-    let mut b = pair.guest("b", 11)?;
+    let mut agent = Alone::start(mode, 1)?;
+    let mut a = guest(&agent, "a", 10)?;
+    let mut b = guest(&agent, "b", 11)?;
     a.expect("ping -c 1 -W 10 10.0.0.11")?;
     a.expect("dd if=/dev/urandom of=/tmp/piece bs=64k count=1 2>/dev/null")?;
     // Without an end of its input: it would be the end of the connection for both.
@@ -207,11 +151,8 @@ fn agent_killed_under_load(mode: &'static str, kills: u32) -> Result<()> {
             ensure!(now >= until, "{now} of {until} pieces, before kill {kill}");
             Ok(())
         })?;
-        pair.agent
-            .take()
-            .context("The agent is not running")?
-            .kill();
-        pair.start_agent()?;
+        agent.kill_agent()?;
+        agent.start_agent()?;
     }
     a.expect("ping -c 1 -W 10 10.0.0.11; sleep 1; touch /tmp/stop; killall -INT ping; sleep 1")?;
     command::wait_for("the end of the stream", LIMIT, || {

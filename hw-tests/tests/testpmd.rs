@@ -4,18 +4,10 @@
 //! Needs root and the programs of the workspace (`cargo build --workspace`).
 
 use anyhow::{Context, Result, ensure};
-use hw_tests::cluster::program;
-use hw_tests::command;
-use hw_tests::process::Daemon;
-use hw_tests::run::Run;
+use hw_tests::alone::Alone;
 use hw_tests::testpmd::{Config, Testpmd};
-use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
-use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
-const LIMIT: Duration = Duration::from_secs(30);
 /// Bursts of 32 packets on each queue: at most 128 packets, which any ring of 256 can hold.
 const BURSTS: u64 = 2;
 
@@ -25,104 +17,47 @@ fn one_at_a_time() -> MutexGuard<'static, ()> {
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// An agent without a controller and without an underlay, with the ports `a` and `b` in one network.
-struct Alone {
-    root: PathBuf,
-    mode: &'static str,
+/// An agent, and what the guests on its two ports are like.
+struct Host {
+    alone: Alone,
     queues: u16,
     packed: bool,
-    agent: Option<Daemon>,
-    run: Run,
 }
 
-impl Alone {
-    fn start(mode: &'static str, queues: u16, packed: bool) -> Result<Alone> {
-        let run = Run::start()?;
-        let root = run.subdir("alone")?;
-        let port = |name: &str, last: u8| {
-            format!(
-                "[[port]]\nname = \"{name}\"\nnetwork = \"blue\"\nmac = \"52:54:00:00:00:{last:02x}\"\n\
-                 addresses = [\"10.0.0.{last}\"]\nqueue_pairs = {queues}\nmode = \"{mode}\"\n"
-            )
-        };
-        let text = format!(
-            "host = \"alone\"\n[dataplane]\nworkers = 1\nmemory_mb = 192\nhugepages = \"never\"\n\
-             [[network]]\nname = \"blue\"\nvni = 100\nsubnets = [{{ cidr = \"10.0.0.0/24\" }}]\n{}{}",
-            port("a", 10),
-            port("b", 11)
-        );
-        std::fs::create_dir_all(root.join("etc/ferrovia"))?;
-        std::fs::write(root.join("etc/ferrovia/agent.toml"), text)?;
-        let mut alone = Alone {
-            root,
-            mode,
+impl Host {
+    fn start(mode: &'static str, queues: u16, packed: bool) -> Result<Host> {
+        Ok(Host {
+            alone: Alone::start(mode, queues)?,
             queues,
             packed,
-            agent: None,
-            run,
-        };
-        alone.start_agent()?;
-        Ok(alone)
-    }
-
-    fn start_agent(&mut self) -> Result<()> {
-        let mut command = Command::new(program("ferrovia-agent")?);
-        command.args(["run", "--root"]).arg(&self.root);
-        let agent = Daemon::start(&self.run, "agent", &mut command)?;
-        let answers = self.root.join("run/ferrovia/agent.sock");
-        let sockets = [self.socket("a"), self.socket("b")];
-        let wait_for_sockets = self.mode == "server";
-        command::wait_for("the start of the agent", LIMIT, || {
-            agent.check()?;
-            UnixStream::connect(&answers)?;
-            if wait_for_sockets {
-                for socket in &sockets {
-                    // A killed agent's socket file is still there; only a connection tells it from a new one.
-                    UnixStream::connect(socket)
-                        .with_context(|| format!("\"{}\" is not served", socket.display()))?;
-                }
-            }
-            Ok(())
         })
-        .with_context(|| format!("The agent's last words:\n{}", agent.log_tail(20)))?;
-        self.agent = Some(agent);
-        Ok(())
-    }
-
-    fn kill_agent(&mut self) -> Result<()> {
-        self.agent
-            .take()
-            .context("The agent is not running")?
-            .kill();
-        Ok(())
-    }
-
-    fn socket(&self, port: &str) -> PathBuf {
-        self.root.join(format!("run/ferrovia/vhost/{port}.sock"))
     }
 
     /// A testpmd on each of the two ports, both with a link.
     fn guests(&self) -> Result<(Testpmd, Testpmd)> {
-        let mut a = Testpmd::start(&self.run, self.guest("a"))?;
-        let mut b = Testpmd::start(&self.run, self.guest("b"))?;
+        let mut a = self.testpmd(self.guest("a"))?;
+        let mut b = self.testpmd(self.guest("b"))?;
         a.wait_link()?;
         b.wait_link()?;
         Ok((a, b))
     }
 
+    fn testpmd(&self, config: Config) -> Result<Testpmd> {
+        Testpmd::start(self.alone.run(), config)
+    }
+
     fn guest(&self, port: &str) -> Config {
         let (own, peer) = if port == "a" { (10, 11) } else { (11, 10) };
-        let mac = |last: u8| format!("52:54:00:00:00:{last:02x}");
         Config {
             name: format!("testpmd-{port}"),
-            socket: self.socket(port),
+            socket: self.alone.socket(port),
             // One of the two makes the socket.
-            server: self.mode == "client",
+            server: self.alone.guests_listen(),
             queues: self.queues,
             packed: self.packed,
-            mac: mac(own),
+            mac: Alone::mac(own),
             address: [10, 0, 0, own].into(),
-            peer_mac: mac(peer),
+            peer_mac: Alone::mac(peer),
             peer_address: [10, 0, 0, peer].into(),
             udp_port: 9,
         }
@@ -156,22 +91,22 @@ fn one_way(from: &mut Testpmd, to: &mut Testpmd) -> Result<()> {
 /// so it is started again as well; QEMU in this place would reconnect.
 fn with_the_agent_as_server(queues: u16, packed: bool) -> Result<()> {
     let _turn = one_at_a_time();
-    let mut host = Alone::start("server", queues, packed)?;
+    let mut host = Host::start("server", queues, packed)?;
     let (mut a, mut b) = host.guests()?;
     exchange(&mut a, &mut b).context("at first")?;
 
     let config = b.kill();
-    let mut b = Testpmd::start(&host.run, config)?;
+    let mut b = host.testpmd(config)?;
     b.wait_link()?;
     exchange(&mut a, &mut b).context("after testpmd was killed")?;
 
     let config = b.quit()?;
-    let mut b = Testpmd::start(&host.run, config)?;
+    let mut b = host.testpmd(config)?;
     b.wait_link()?;
     exchange(&mut a, &mut b).context("after testpmd had ended well")?;
 
-    host.kill_agent()?;
-    host.start_agent()?;
+    host.alone.kill_agent()?;
+    host.alone.start_agent()?;
     a.kill();
     b.kill();
     let (mut a, mut b) = host.guests()?;
@@ -181,18 +116,18 @@ fn with_the_agent_as_server(queues: u16, packed: bool) -> Result<()> {
 /// Everything with the agent's sockets as clients: whoever was killed, the other goes on by itself.
 fn with_the_agent_as_client(queues: u16, packed: bool) -> Result<()> {
     let _turn = one_at_a_time();
-    let mut host = Alone::start("client", queues, packed)?;
+    let mut host = Host::start("client", queues, packed)?;
     let (mut a, mut b) = host.guests()?;
     exchange(&mut a, &mut b).context("at first")?;
 
     let config = b.kill();
-    let mut b = Testpmd::start(&host.run, config)?;
+    let mut b = host.testpmd(config)?;
     b.wait_link()?;
     exchange(&mut a, &mut b).context("after testpmd was killed")?;
 
     for time in 1..=3 {
-        host.kill_agent()?;
-        host.start_agent()?;
+        host.alone.kill_agent()?;
+        host.alone.start_agent()?;
         a.wait_link()?;
         b.wait_link()?;
         exchange(&mut a, &mut b)
@@ -234,18 +169,15 @@ fn agent_as_client_two_queue_pairs_packed() -> Result<()> {
 #[test]
 fn flows_are_spread_over_the_receive_queues_and_stay_on_theirs() -> Result<()> {
     let _turn = one_at_a_time();
-    let host = Alone::start("server", 2, false)?;
-    let mut b = Testpmd::start(&host.run, host.guest("b"))?;
+    let host = Host::start("server", 2, false)?;
+    let mut b = host.testpmd(host.guest("b"))?;
     b.receive()?;
     let mut used = [false; 2];
     for udp_port in 9..25 {
-        let mut a = Testpmd::start(
-            &host.run,
-            Config {
-                udp_port,
-                ..host.guest("a")
-            },
-        )?;
+        let mut a = host.testpmd(Config {
+            udp_port,
+            ..host.guest("a")
+        })?;
         a.wait_link()?;
         let before = [b.received_on(0)?, b.received_on(1)?];
         one_way(&mut a, &mut b)?;
@@ -270,22 +202,19 @@ fn flows_are_spread_over_the_receive_queues_and_stay_on_theirs() -> Result<()> {
 #[test]
 fn packets_with_a_foreign_source_address_do_not_pass() -> Result<()> {
     let _turn = one_at_a_time();
-    let host = Alone::start("server", 1, false)?;
+    let host = Host::start("server", 1, false)?;
     let (a, mut b) = host.guests()?;
     let config = a.quit()?;
     b.receive()?;
-    let mut spoofing = Testpmd::start(
-        &host.run,
-        Config {
-            address: [10, 0, 0, 99].into(),
-            ..config.clone()
-        },
-    )?;
+    let mut spoofing = host.testpmd(Config {
+        address: [10, 0, 0, 99].into(),
+        ..config.clone()
+    })?;
     spoofing.wait_link()?;
     spoofing.send(BURSTS)?;
     drop(spoofing);
     // An honest one after it: what had passed would have been counted before its packets.
-    let mut honest = Testpmd::start(&host.run, config)?;
+    let mut honest = host.testpmd(config)?;
     honest.wait_link()?;
     one_way(&mut honest, &mut b)?;
     ensure!(b.stats()?.rx_packets == BURSTS * 32, "{:?}", b.stats()?);

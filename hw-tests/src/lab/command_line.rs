@@ -109,15 +109,8 @@ pub(super) struct List {
     /// Only this suite; may be given several times.
     #[arg(short, long = "suite", value_name = "NAME", value_delimiter = ',')]
     pub suites: Vec<String>,
-    /// How it is printed.
-    #[arg(
-        short,
-        long,
-        value_enum,
-        default_value = "table",
-        value_name = "FORMAT"
-    )]
-    pub output: Format,
+    #[command(flatten)]
+    pub print: Print,
 }
 
 /// Options of `check`.
@@ -135,15 +128,8 @@ pub(super) struct Check {
     /// Boot or reach each target, and show its NICs.
     #[arg(long)]
     pub probe: bool,
-    /// How it is printed.
-    #[arg(
-        short,
-        long,
-        value_enum,
-        default_value = "table",
-        value_name = "FORMAT"
-    )]
-    pub output: Format,
+    #[command(flatten)]
+    pub print: Print,
 }
 
 /// Options of `compare`.
@@ -156,6 +142,13 @@ pub(super) struct Compare {
     /// Percent by which a measure may be worse.
     #[arg(long, default_value_t = 25.0, value_name = "PERCENT", value_parser = percent)]
     pub threshold: f64,
+    #[command(flatten)]
+    pub print: Print,
+}
+
+/// How the answer is printed.
+#[derive(clap::Args, Debug)]
+pub(super) struct Print {
     /// How it is printed.
     #[arg(
         short,

@@ -184,7 +184,7 @@ pub fn compare(args: &Compare) -> Result<Verdict, Refusal> {
     let old = results::load(&args.old).map_err(Refusal::usage)?;
     let new = results::load(&args.new).map_err(Refusal::usage)?;
     let comparison = baseline::compare(&old, &new, args.threshold, true);
-    match args.output {
+    match args.print.output {
         Format::Json => json(&comparison)?,
         Format::Table => print(&compared(&comparison))?,
     }
@@ -230,12 +230,12 @@ pub fn list(args: &List, all: &'static [Suite]) -> Result<Verdict, Refusal> {
             suite: suite.name,
             name: test.name,
             about: test.about,
-            needs: test.needs.iter().map(|need| need.word()).collect(),
+            needs: test.all_needs().map(|need| need.word()).collect(),
             limit_s: test.limit.as_secs(),
             targets: targets.iter().map(|target| fit(target, test)).collect(),
         })
         .collect();
-    if args.output == Format::Json {
+    if args.print.output == Format::Json {
         json(&rows)?;
         return Ok(Verdict::Good);
     }
@@ -272,7 +272,7 @@ fn fit(target: &TargetSpec, test: &super::suite::Test) -> Fit {
     let facts = Facts::expected(target);
     let reason = facts
         .as_ref()
-        .and_then(|facts| test.needs.iter().find_map(|need| need.missing(facts)));
+        .and_then(|facts| test.all_needs().find_map(|need| need.missing(facts)));
     Fit {
         target: target.name.clone(),
         fits: facts.map(|_| reason.is_none()),
@@ -315,7 +315,7 @@ pub fn check(args: &Check) -> Result<Verdict, Refusal> {
         }
     }
     let broken = rows.iter().any(|row| row.error.is_some());
-    match args.output {
+    match args.print.output {
         Format::Json => json(&rows)?,
         Format::Table => {
             let titles = ["TARGET", "KIND", "STATE", "KERNEL", "NICS"].map(str::to_owned);

@@ -103,8 +103,7 @@ impl Runner<'_> {
                 break;
             }
             let missing = test
-                .needs
-                .iter()
+                .all_needs()
                 .find_map(|need| need.missing(open.target.facts()));
             if let Some(reason) = missing {
                 self.row(row(suite, test, Status::Skipped, reason));

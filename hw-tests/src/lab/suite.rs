@@ -22,8 +22,10 @@ pub struct Test {
     pub name: &'static str,
     /// What must hold, in a sentence.
     pub about: &'static str,
-    /// What the target must have; where it has not, the test is skipped with the reason.
-    pub needs: &'static [Need],
+    /// What the target must have; where it has not, the test is skipped with the reason. See [`Test::all_needs`].
+    needs: &'static [Need],
+    /// What it must have besides.
+    also: &'static [Need],
     /// The longest it may take.
     pub limit: Duration,
     /// The test.
@@ -98,6 +100,7 @@ impl Test {
             name,
             about,
             needs: &[],
+            also: &[],
             limit: Duration::from_secs(60),
             body,
         }
@@ -107,6 +110,17 @@ impl Test {
     pub const fn needs(mut self, needs: &'static [Need]) -> Test {
         self.needs = needs;
         self
+    }
+
+    /// With what it must have besides: `needs` may then be a list that several tests share.
+    pub const fn also(mut self, also: &'static [Need]) -> Test {
+        self.also = also;
+        self
+    }
+
+    /// All that the target must have.
+    pub fn all_needs(&self) -> impl Iterator<Item = &'static Need> {
+        self.needs.iter().chain(self.also)
     }
 
     /// With another limit, in seconds.

@@ -58,19 +58,16 @@ pub const SUITE: Suite = Suite {
             "the agent itself is killed while it partitions, hands out and takes back, and the next one has it right",
             crash::agent,
         )
-        .needs(VFIO_EMULATED)
+        .needs(VFIO)
+        .also(&[Need::Emulated])
         .limit(600),
         Test::new(
             "concurrent_clients",
             "eight clients allocate and release at once: no VF twice, none leaked, the kernel is as the journal says",
             concurrency::clients,
         )
-        .needs(&[
-            Need::Root,
-            Need::Vfs(5),
-            Need::Program("ferrovia-agent"),
-            Need::Emulated,
-        ])
+        .needs(AGENT)
+        .also(&[Need::Vfs(5), Need::Emulated])
         .limit(600),
         Test::new(
             "vfio_check_passes",
@@ -98,7 +95,8 @@ pub const SUITE: Suite = Suite {
             "the check tells that unsafe interrupts and no-IOMMU mode are allowed without need",
             vfio::needless_permissions_are_told,
         )
-        .needs(VFIO_EMULATED)
+        .needs(VFIO)
+        .also(&[Need::Emulated])
         .limit(300),
         Test::new(
             "traffic_between_two_vfs",
@@ -119,21 +117,24 @@ pub const SUITE: Suite = Suite {
             "dpdk-testpmd sends from one VF to another",
             traffic::testpmd,
         )
-        .needs(VFIO_TESTPMD)
+        .needs(VFIO)
+        .also(&[Need::Program("dpdk-testpmd")])
         .limit(400),
         Test::new(
             "traffic_clean_after_release",
             "after its user was killed and it was released, a VF has neutral settings and dead queues",
             traffic::clean_after_release,
         )
-        .needs(VFIO_IGB)
+        .needs(VFIO)
+        .also(&[IGB])
         .limit(400),
         Test::new(
             "r01_vfs_that_are_held_open",
             "removing VFs that are held open is refused with the holder's name; forced, it wedges only its PF until the holder is gone",
             field_count::r01,
         )
-        .needs(VFIO_IGB_2)
+        .needs(VFIO)
+        .also(&[IGB, Need::PciPfs(2)])
         .limit(300),
         Test::new(
             "r02_concurrent_writers",
@@ -141,13 +142,15 @@ pub const SUITE: Suite = Suite {
             field_count::r02,
         )
         .needs(AGENT)
+        .also(&[Need::Vfs(4)])
         .limit(240),
         Test::new(
             "r03_links_are_there",
             "when the VFs are said to be made, all of them are there",
             field_count::r03,
         )
-        .needs(AGENT_7)
+        .needs(AGENT)
+        .also(&[Need::Vfs(7)])
         .limit(240),
         Test::new(
             "r04_driver_away_for_a_moment",
@@ -168,21 +171,24 @@ pub const SUITE: Suite = Suite {
             "VLAN, rate, trust, spoof checking and MAC are gone after a release",
             field_owner::r06,
         )
-        .needs(AGENT_IGB)
+        .needs(AGENT)
+        .also(&[Need::Vfs(4), IGB])
         .limit(240),
         Test::new(
             "r07_one_vf_for_a_mac",
             "a MAC is on one VF of the host, also after a teardown that was missed",
             field_owner::r07,
         )
-        .needs(AGENT_7)
+        .needs(AGENT)
+        .also(&[Need::Vfs(7)])
         .limit(240),
         Test::new(
             "r08_reset_before_reuse",
             "queues that the last owner left on are off for the next",
             field_owner::r08,
         )
-        .needs(VFIO_IGB)
+        .needs(VFIO)
+        .also(&[IGB])
         .limit(240),
         Test::new(
             "r09_reset_without_a_driver",
@@ -190,20 +196,23 @@ pub const SUITE: Suite = Suite {
             field_owner::r09,
         )
         .needs(AGENT)
+        .also(&[Need::Vfs(4)])
         .limit(240),
         Test::new(
             "r10_vf_in_a_namespace",
             "a VF in a network namespace is not taken away unasked, and comes back",
             field_count::r10,
         )
-        .needs(AGENT_7)
+        .needs(AGENT)
+        .also(&[Need::Vfs(7)])
         .limit(240),
         Test::new(
             "r11_no_iommu_group_is_kept",
             "a VF's IOMMU group may have another number each time it is made",
             field_lost::r11,
         )
-        .needs(VFIO_2)
+        .needs(VFIO)
+        .also(&[Need::PciPfs(2)])
         .limit(240),
         Test::new(
             "r12_driver_switch_cut_off",
@@ -211,13 +220,15 @@ pub const SUITE: Suite = Suite {
             field_owner::r12,
         )
         .needs(AGENT)
+        .also(&[Need::Vfs(4)])
         .limit(300),
         Test::new(
             "r13_vfs_that_vanish",
             "VFs that vanish are made again; others in their place are left alone",
             field_lost::r13,
         )
-        .needs(VFIO_7)
+        .needs(VFIO)
+        .also(&[Need::Vfs(7)])
         .limit(300),
         Test::new(
             "r14_what_a_cycle_wipes",
@@ -232,13 +243,15 @@ pub const SUITE: Suite = Suite {
             field_owner::r15,
         )
         .needs(AGENT)
+        .also(&[Need::Vfs(4)])
         .limit(240),
         Test::new(
             "r16_pf_gone_and_back",
             "a PF that was unbound, or removed and found again, gets its VFs back",
             field_lost::r16,
         )
-        .needs(VFIO_EMULATED)
+        .needs(VFIO)
+        .also(&[Need::Emulated])
         .limit(300),
         Test::new(
             "r17_no_bounce_under_a_vlan",
@@ -246,13 +259,15 @@ pub const SUITE: Suite = Suite {
             field_owner::r17,
         )
         .needs(AGENT)
+        .also(&[Need::Vfs(4)])
         .limit(240),
         Test::new(
             "r18_list_longer_than_a_message",
             "256 VFs, whose attributes are more than a netlink message, are all listed",
             field_count::r18,
         )
-        .needs(SIMULATED)
+        .needs(AGENT)
+        .also(&[Need::Netdevsim])
         .limit(300),
         Test::new(
             "r19_mtu_below_the_pfs",
@@ -260,6 +275,7 @@ pub const SUITE: Suite = Suite {
             field_count::r19,
         )
         .needs(AGENT)
+        .also(&[Need::Vfs(4)])
         .limit(240),
         Test::new(
             "r20_busy_is_tried_again",
@@ -273,11 +289,24 @@ pub const SUITE: Suite = Suite {
             "leaving switchdev names the representors with their rules, and needs force",
             field_count::r21,
         )
-        .needs(SIMULATED)
+        .needs(AGENT)
+        .also(&[Need::Netdevsim])
         .limit(300),
     ],
 };
 
+/// What a test needs that runs an agent.
+const AGENT: &[Need] = &[Need::Root, Need::Program("ferrovia-agent")];
+/// What a test needs that gives VFs to vfio-pci with an agent.
+const VFIO: &[Need] = &[
+    Need::Root,
+    Need::Program("ferrovia-agent"),
+    Need::Iommu,
+    Need::Vfio,
+    Need::Vfs(2),
+];
+/// The driver whose settings and registers are known.
+const IGB: Need = Need::Driver("igb");
 /// What a test needs that kills the manager while it changes a NIC.
 const CRASH: &[Need] = &[
     Need::Root,
@@ -286,78 +315,3 @@ const CRASH: &[Need] = &[
     Need::Vfio,
     Need::Emulated,
 ];
-/// What a test needs that drives VFs on vfio-pci with an agent.
-const VFIO: &[Need] = &[
-    Need::Root,
-    Need::Vfs(2),
-    Need::Iommu,
-    Need::Vfio,
-    Need::Program("ferrovia-agent"),
-];
-/// The same on a machine that may be spoilt.
-const VFIO_EMULATED: &[Need] = &[
-    Need::Root,
-    Need::Vfs(2),
-    Need::Iommu,
-    Need::Vfio,
-    Need::Program("ferrovia-agent"),
-    Need::Emulated,
-];
-/// The same, with DPDK's own test program.
-const VFIO_TESTPMD: &[Need] = &[
-    Need::Root,
-    Need::Vfs(2),
-    Need::Iommu,
-    Need::Vfio,
-    Need::Program("ferrovia-agent"),
-    Need::Program("dpdk-testpmd"),
-];
-/// The same, where the registers are known.
-const VFIO_IGB: &[Need] = &[
-    Need::Root,
-    Need::Vfs(2),
-    Need::Iommu,
-    Need::Vfio,
-    Need::Program("ferrovia-agent"),
-    Need::Driver("igb"),
-];
-/// What a test needs that partitions a NIC with an agent.
-const AGENT: &[Need] = &[Need::Root, Need::Vfs(4), Need::Program("ferrovia-agent")];
-/// The same, with more VFs.
-const AGENT_7: &[Need] = &[Need::Root, Need::Vfs(7), Need::Program("ferrovia-agent")];
-/// The same, where every setting is known to be there.
-const AGENT_IGB: &[Need] = &[
-    Need::Root,
-    Need::Vfs(4),
-    Need::Driver("igb"),
-    Need::Program("ferrovia-agent"),
-];
-/// As [`VFIO`], with more VFs.
-const VFIO_7: &[Need] = &[
-    Need::Root,
-    Need::Vfs(7),
-    Need::Iommu,
-    Need::Vfio,
-    Need::Program("ferrovia-agent"),
-];
-/// As [`VFIO`], with a second PF.
-const VFIO_2: &[Need] = &[
-    Need::Root,
-    Need::PciPfs(2),
-    Need::Vfs(2),
-    Need::Iommu,
-    Need::Vfio,
-    Need::Program("ferrovia-agent"),
-];
-/// The same, where the program that holds a VF drives it.
-const VFIO_IGB_2: &[Need] = &[
-    Need::Root,
-    Need::PciPfs(2),
-    Need::Vfs(2),
-    Need::Iommu,
-    Need::Vfio,
-    Need::Program("ferrovia-agent"),
-    Need::Driver("igb"),
-];
-/// What a test needs that partitions a simulated NIC.
-const SIMULATED: &[Need] = &[Need::Root, Need::Netdevsim, Need::Program("ferrovia-agent")];
