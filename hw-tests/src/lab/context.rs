@@ -293,9 +293,12 @@ fn good(line: &str, done: Done) -> Result<String, Stop> {
     if done.ok() {
         return Ok(done.stdout);
     }
+    // The first line is what the progress and the summary show; the whole command is in the test's log.
+    let first = line.lines().next().unwrap_or_default();
+    let short = cut(first, 160);
+    let more = if short.len() < line.len() { "…" } else { "" };
     Err(Stop::fail(format!(
-        "`{}` ended with exit code {}: {}",
-        cut(line, 400),
+        "`{short}{more}` ended with exit code {}: {}",
         done.code,
         cut(done.said(), 2000)
     )))
