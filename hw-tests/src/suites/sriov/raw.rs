@@ -23,7 +23,7 @@ impl RawVf {
             .as_array()
             .into_iter()
             .flatten()
-            .find(|vf| vf["vf"] == index);
+            .find(|vf| vf["vf"].as_u64().is_some_and(|n| n.to_string() == index));
         found
             .map(|vf| RawVf(vf.clone()))
             .ok_or_else(|| Stop::fail(format!("The kernel shows no VF {index} of {interface}")))
