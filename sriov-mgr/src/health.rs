@@ -9,7 +9,7 @@
 use crate::allocation::{Allocation, Phase};
 use crate::device::{Device, VfId};
 use crate::journal::{Hold, PfEntry, Record, Target};
-use crate::kernel::{KernelError, PfState};
+use crate::kernel::{KernelError, PfState, VfState};
 use crate::life::wait_for;
 use crate::manager::Error;
 use crate::manager::shared::{Shared, lock};
@@ -198,29 +198,44 @@ impl Shared {
         let identity = self.store.read(|ledger| ledger.identity(&vf.pf));
         let anew = identity != allocation.identity;
         let mut state = self.kernel.vf(&vf.pf, vf.index)?;
-        let without = allocation.driver.is_some() && state.address.is_some();
-        if without && state.driver.is_none() && !anew {
+        let driver_lost = |state: &VfState| {
+            let bound = state.driver.as_deref();
+            let wanted = allocation.driver.filter(|_| state.address.is_some());
+            wanted.is_some_and(|driver| !driver.is_that(bound))
+        };
+        if driver_lost(&state) && !anew {
             // Away for a moment is not lost (R4).
             let back = wait_for(self.patience.driver, || {
                 let state = self.kernel.vf(&vf.pf, vf.index)?;
-                Ok(state.driver.is_some().then_some(state))
+                Ok((!driver_lost(&state)).then_some(state))
             })?;
-            state = back.unwrap_or(state);
+            state = match back {
+                Some(state) => state,
+                None => self.kernel.vf(&vf.pf, vf.index)?,
+            };
         }
-        let driver_lost = without && state.driver.is_none();
+        let driver_lost = driver_lost(&state);
         let lacking = allocation.settings.lacking(&state.settings);
         if !anew && !driver_lost && lacking.is_none() {
             return Ok(None);
         }
         let mut what: Vec<String> = lacking.into_iter().collect();
-        let held = !self.kernel.holders(&vf.pf, vf.index)?.is_empty();
-        if anew && !held {
+        let holders = self.kernel.holders(&vf.pf, vf.index)?;
+        let again = (anew || driver_lost) && holders.is_empty();
+        if again {
             life.unbind(vf)?;
         }
         life.configure(vf, &allocation.settings)?;
-        if (anew || driver_lost) && !held {
+        if again {
             life.bind(vf, allocation.driver)?;
             what.extend(allocation.driver.map(|_| "its driver".to_owned()));
+        } else if driver_lost {
+            return Err(Error::Unsupported(format!(
+                "it has another driver ({}) than {} asked for, and is in use by {}; end that",
+                state.driver.as_deref().unwrap_or("none"),
+                allocation.owner,
+                holders.join(", ")
+            )));
         }
         self.write(Record::Renew {
             owner: allocation.owner.clone(),

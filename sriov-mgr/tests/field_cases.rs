@@ -103,6 +103,10 @@ fn r02_a_count_changes_through_zero_and_concurrent_writers_leave_one_state() {
     let why = &outcome.unwrap().failed[0].why;
     assert!(why.contains("somebody else made 5 VFs"), "{why}");
     assert_eq!(other.pf(&device(PF)).num_vfs, 5);
+    assert!(
+        other.pf(&device(PF)).autoprobe,
+        "what we had turned off for our VFs is as it was"
+    );
     assert!(manager.plan().unwrap().refused[0].why.contains("adopt"));
 }
 
@@ -402,6 +406,19 @@ fn r14_what_a_cycle_wipes_is_set_again() {
         before.settings,
         "{events:?}"
     );
+    // Whoever made them anew had the kernel's driver bound to them.
+    let virtual_machine = Request {
+        driver: Some(VfDriver::Vfio),
+        ..request("vm")
+    };
+    let given = allocate(&manager, &virtual_machine);
+    assert_eq!(host.vf(&given.vf).driver.as_deref(), Some("vfio-pci"));
+    host.kernel.set_autoprobe(&device(PF), true).unwrap();
+    host.kernel.set_num_vfs_outside(&device(PF), 0);
+    host.kernel.set_num_vfs_outside(&device(PF), 2);
+    assert_eq!(host.vf(&given.vf).driver.as_deref(), Some("igbvf"));
+    manager.reconcile().unwrap();
+    assert_eq!(host.vf(&given.vf).driver.as_deref(), Some("vfio-pci"));
     set(&manager, [pool("more", "net", 4)]);
     applied(&manager, true);
     let after = host.vf(&allocation.vf);

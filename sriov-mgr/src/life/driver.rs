@@ -10,6 +10,17 @@ use crate::policy::VfDriver;
 /// The driver that gives a function to user space.
 const VFIO: &str = "vfio-pci";
 
+impl VfDriver {
+    /// Whether the driver that is bound is this one. Which the kernel's own is only the kernel knows, and libvirt
+    /// gives a VF to vfio-pci by itself while a VM has it.
+    pub(crate) fn is_that(self, bound: Option<&str>) -> bool {
+        match self {
+            VfDriver::Kernel => bound.is_some(),
+            VfDriver::Vfio => bound == Some(VFIO),
+        }
+    }
+}
+
 impl Life<'_> {
     /// Takes the driver from a VF, and the mark that a cut-off change of drivers leaves (R12).
     pub(crate) fn unbind(&self, vf: &VfId) -> Result<(), KernelError> {

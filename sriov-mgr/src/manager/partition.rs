@@ -227,6 +227,10 @@ impl Shared {
         let state = self.kernel.pf(pf)?;
         let making = matches!(step, Step::MakeVfs(_));
         if making && error.errno() == Some(libc::EBUSY) && state.num_vfs > 0 {
+            // What is ours to put back: whoever made them counts on their drivers.
+            if state.autoprobe != from.autoprobe {
+                self.kernel.set_autoprobe(pf, from.autoprobe)?;
+            }
             let num_vfs = 0;
             self.write(Record::End {
                 pf: pf.clone(),
