@@ -165,6 +165,15 @@ impl<'a> AgentThere<'a> {
         ))
     }
 
+    /// Wants VFs of a PF with what has to be gone after a release: trust, no spoof check, and a rate, which the
+    /// kernel's `igb` takes while the link is up.
+    pub(super) fn want_unsafe(&self, pf: &str) -> Result<(), Stop> {
+        let defaults = r#"{"trust": true, "spoofchk": false, "max_rate": 500}"#;
+        self.set_policies(&format!(
+            r#"[{{"name": "all", "priority": 1, "select": {{"address": ["{pf}"]}}, "defaults": {defaults}}}]"#
+        ))
+    }
+
     /// What it wrote so far.
     pub(super) fn log(&self) -> Result<String, Stop> {
         Ok(self.process.log()?)

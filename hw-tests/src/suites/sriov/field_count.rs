@@ -211,7 +211,12 @@ fn simulated_away(lab: &Context) -> Outcome {
 /// The attributes of 256 VFs are more than a netlink message holds: every VF is listed all the same.
 pub(super) fn r18(lab: &Context) -> Outcome {
     const VFS: u32 = 256;
-    simulated(lab, 0, "")?;
+    // It has room for 4 VFs unless it is told so.
+    let more = format!(
+        "mountpoint -q /sys/kernel/debug || mount -t debugfs none /sys/kernel/debug; \
+         echo {VFS} > /sys/kernel/debug/netdevsim/netdevsim1/max_vfs && "
+    );
+    simulated(lab, 0, &more)?;
     let mut agent_policy = policy("tests", SIMULATED, VFS);
     agent_policy.push_str("defaults = { vlan = 42 }\n");
     let agent = AgentThere::start(lab, &agent_policy)?;

@@ -89,8 +89,10 @@ pub(super) fn r13(lab: &Context) -> Outcome {
         Ok(plan.contains("adopt").then_some(()))
     })?;
     same("the number of VFs", raw::links(lab, pf)?, 5)?;
+    // When they are gone, what the policy wants is made again.
     raw::set_count(lab, pf, 0)?;
-    agent.stop()
+    raw::links_become(lab, pf, 3)?;
+    agent.end()
 }
 
 /// Somebody takes the VFs away and makes as many: what that wiped is set again.

@@ -2,7 +2,7 @@
 //! with faults that no machine of the lab has are `sriov-mgr/tests/field_cases.rs`.
 
 use super::agent_there::AgentThere;
-use super::raw::{self, MENDS};
+use super::raw::{self, MENDS, Registers};
 use crate::lab::Context;
 use crate::lab::suite::{Outcome, Stop, check, same};
 use std::time::Duration;
@@ -76,12 +76,7 @@ pub(super) fn r05(lab: &Context) -> Outcome {
 pub(super) fn r06(lab: &Context) -> Outcome {
     let pf = lab.pf()?;
     let agent = AgentThere::with_vfs(lab, 1)?;
-    // The kernel's `igb` takes a rate while the link is up.
-    let defaults = r#"{"trust": true, "spoofchk": false, "max_rate": 500}"#;
-    agent.set_policies(&format!(
-        r#"[{{"name": "all", "priority": 1, "select": {{"address": ["{}"]}}, "defaults": {defaults}}}]"#,
-        pf.address
-    ))?;
+    agent.want_unsafe(&pf.address)?;
     let vf = agent.allocate("cli/a", &["--mac", MAC, "--vlan", "42"])?;
     let had = raw::vf(lab, pf, vf.index())?;
     same("the VLAN", had.vlan(), 42)?;
@@ -120,38 +115,25 @@ pub(super) fn r07(lab: &Context) -> Outcome {
 
 /// A queue that the last owner left on is off when the next one gets the VF: it is reset in between.
 pub(super) fn r08(lab: &Context) -> Outcome {
-    // RXDCTL and TXDCTL of the VF's queue 0 (Intel 82576, sections 8.10 and 8.12); bit 25 turns it on.
-    const REGISTERS: [u64; 2] = [0x2828, 0x3828];
-    const ON: u64 = 1 << 25;
     let agent = AgentThere::with_vfs(lab, 1)?;
     let last = agent.allocate("cli/last", &["--driver", "vfio"])?;
-    let resource = lab.read(&format!("/sys/bus/pci/devices/{}/resource", last.address))?;
-    let start = resource.split_whitespace().next().unwrap_or_default();
-    let start = u64::from_str_radix(start.trim_start_matches("0x"), 16)
-        .map_err(|_| Stop::fail(format!("The VF has no registers: {resource}")))?;
-    let queues = || {
-        let mut on = 0;
-        for register in REGISTERS {
-            let at = format!("{:#x}", start + register);
-            let value = lab.ok(&["busybox", "devmem", &at, "32"])?;
-            let value = u64::from_str_radix(value.trim().trim_start_matches("0x"), 16);
-            let value = value.map_err(|_| Stop::fail("A register cannot be read"))?;
-            check(
-                value != u64::from(u32::MAX),
-                "The VF's registers do not answer",
-            )?;
-            on += usize::from(value & ON != 0);
-        }
-        Ok::<usize, Stop>(on)
-    };
     // As a driver that died leaves it, with nobody to take it down: vfio-pci resets only what was open.
-    for register in REGISTERS {
-        let at = format!("{:#x}", start + register);
-        lab.ok(&["busybox", "devmem", &at, "32", &format!("{ON:#x}")])?;
+    let registers = Registers::of(lab, &last.address)?;
+    for register in raw::QUEUE_REGISTERS {
+        registers.write(register, raw::QUEUE_ON)?;
     }
-    same("the number of queues that are on", queues()?, 2)?;
+    same(
+        "the number of queues that are on",
+        registers.queues_on()?,
+        2,
+    )?;
     agent.release("cli/last")?;
-    same("the number of queues that are on", queues()?, 0)?;
+    let registers = Registers::of(lab, &last.address)?;
+    same(
+        "the number of queues that are on",
+        registers.queues_on()?,
+        0,
+    )?;
     agent.end()
 }
 
@@ -248,7 +230,8 @@ pub(super) fn r17(lab: &Context) -> Outcome {
         let vf = agent.allocate("cli/a", &["--driver", "kernel", "--vlan", vlan])?;
         let net = format!("/sys/bus/pci/devices/{}/net", vf.address);
         lab.shell_ok(&format!("ip link set dev $(ls {net}) up"))?;
-        agent.release("cli/a")?;
+        // It has an IPv6 address of its own now, and so counts as in use.
+        agent.ferrovia(&["vf", "release", "cli/a", "--force"])?;
     }
     let said = lab.shell_ok("dmesg | grep -i 'vlan' || true")?;
     check(

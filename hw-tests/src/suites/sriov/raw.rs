@@ -121,3 +121,66 @@ pub(super) fn iommu_group(lab: &Context, address: &str) -> Result<String, Stop> 
         .unwrap_or_default()
         .to_owned())
 }
+
+/// RXDCTL and TXDCTL of a VF's queue 0 in its BAR (Intel 82576, sections 8.10 and 8.12).
+pub(super) const QUEUE_REGISTERS: [u64; 2] = [0x2828, 0x3828];
+/// The bit in each of them that turns the queue on.
+pub(super) const QUEUE_ON: u32 = 1 << 25;
+
+/// The registers of an 82576's VF, by way of `busybox devmem`. Nobody else may have its BAR open.
+pub(super) struct Registers<'a> {
+    lab: &'a Context,
+    start: u64,
+}
+
+impl<'a> Registers<'a> {
+    /// Of a VF that answers.
+    pub(super) fn of(lab: &'a Context, address: &str) -> Result<Registers<'a>, Stop> {
+        const STATUS: u64 = 0x8;
+        let device = format!("/sys/bus/pci/devices/{address}");
+        let resource = lab.read(&format!("{device}/resource"))?;
+        let start = resource.split_whitespace().next().unwrap_or_default();
+        let start = u64::from_str_radix(start.trim_start_matches("0x"), 16)
+            .map_err(|_| Stop::fail(format!("The VF has no registers: {resource}")))?;
+        // Bit 1 of the command register: memory space. QEMU maps a VF's BAR at a write to it, and not before.
+        lab.shell_ok(&format!(
+            "printf '\\002' | dd of={device}/config bs=1 seek=4 conv=notrunc 2> /dev/null"
+        ))?;
+        let registers = Registers { lab, start };
+        let status = registers.read(STATUS)?;
+        check(
+            ![0, u32::MAX].contains(&status),
+            format!("The VF's registers do not answer: its status is {status:#x}"),
+        )?;
+        Ok(registers)
+    }
+
+    fn at(&self, register: u64) -> String {
+        format!("{:#x}", self.start + register)
+    }
+
+    fn read(&self, register: u64) -> Result<u32, Stop> {
+        let printed = self
+            .lab
+            .ok(&["busybox", "devmem", &self.at(register), "32"])?;
+        u32::from_str_radix(printed.trim().trim_start_matches("0x"), 16)
+            .map_err(|_| Stop::fail(format!("A register reads as {printed}")))
+    }
+
+    /// Writes a register.
+    pub(super) fn write(&self, register: u64, value: u32) -> Outcome {
+        let value = format!("{value:#x}");
+        self.lab
+            .ok(&["busybox", "devmem", &self.at(register), "32", &value])
+            .map(drop)
+    }
+
+    /// How many of queue 0's two sides are on.
+    pub(super) fn queues_on(&self) -> Result<usize, Stop> {
+        let mut on = 0;
+        for register in QUEUE_REGISTERS {
+            on += usize::from(self.read(register)? & QUEUE_ON != 0);
+        }
+        Ok(on)
+    }
+}

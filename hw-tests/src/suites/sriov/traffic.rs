@@ -2,6 +2,7 @@
 //! keep apart; the next owner finds nothing of the last.
 
 use super::agent_there::{AgentThere, Given};
+use super::raw;
 use crate::lab::Context;
 use crate::lab::suite::{Outcome, Stop, check, same};
 use std::collections::HashMap;
@@ -144,7 +145,9 @@ sed -n '/Accumulated/,$ s/.*RX-total: *\([0-9]*\).*/\1/p' to.log | head -n 1
 /// The last owner's process is killed with full rings; what was set is gone, the queues are off, and the next
 /// owner, who has another MAC, gets nothing of what was meant for the last.
 pub(super) fn clean_after_release(lab: &Context) -> Outcome {
+    let pf = lab.pf()?;
     let agent = AgentThere::with_vfs(lab, 2)?;
+    agent.want_unsafe(&pf.address)?;
     let last = agent.allocate(
         "cli/last",
         &[
@@ -162,6 +165,10 @@ pub(super) fn clean_after_release(lab: &Context) -> Outcome {
         Duration::from_secs(60),
         || Ok(holder.log()?.contains("holding").then_some(())),
     )?;
+    let had = raw::vf(lab, pf, last.index())?;
+    check(had.trust(), "The VF is not trusted")?;
+    same("the VLAN", had.vlan(), 42)?;
+    same("the rate", had.max_rate(), 500)?;
     let in_use = agent.refused(&["vf", "release", "cli/last"])?;
     check(
         in_use.contains(DRIVER) || in_use.contains(&holder.pid().to_string()),
@@ -169,8 +176,9 @@ pub(super) fn clean_after_release(lab: &Context) -> Outcome {
     )?;
     holder.kill()?;
     agent.release("cli/last")?;
-    settings_are_neutral(lab, &last)?;
-    queues_are_off(lab, &last)?;
+    raw::vf(lab, pf, last.index())?.is_neutral()?;
+    let queues = raw::Registers::of(lab, &last.address)?.queues_on()?;
+    same("the number of queues that are on", queues, 0)?;
     let vf = last.vf.as_str();
     let next = agent.allocate("cli/next", &["--driver", "vfio", "--vf", vf])?;
     same(
@@ -187,51 +195,4 @@ pub(super) fn clean_after_release(lab: &Context) -> Outcome {
     )?;
     agent.release("cli/next")?;
     agent.end()
-}
-
-fn settings_are_neutral(lab: &Context, vf: &Given) -> Outcome {
-    let pf = lab.pf()?;
-    let printed = lab.ok(&["ip", "link", "show", &pf.interface])?;
-    let start = format!("vf {} ", vf.index());
-    let line = printed
-        .lines()
-        .find(|line| line.trim_start().starts_with(&start));
-    let line = line.ok_or_else(|| Stop::fail(format!("{} is not shown by `ip link`", vf.vf)))?;
-    check(!line.contains("vlan"), format!("A VLAN was left: {line}"))?;
-    check(
-        !line.contains("tx rate"),
-        format!("A rate was left: {line}"),
-    )?;
-    check(
-        !line.contains("trust on"),
-        format!("Trust was left: {line}"),
-    )?;
-    check(
-        line.contains("spoof checking on"),
-        format!("Spoof checking is off: {line}"),
-    )?;
-    check(!line.contains(&vf.mac), format!("The MAC was left: {line}"))
-}
-
-/// RXDCTL and TXDCTL of queue 0 in the VF's BAR (Intel 82576, sections 8.10 and 8.12): bit 25 is the queue's
-/// enable. `busybox devmem` reads them; the VF is bound to no driver, so nobody else has its BAR.
-fn queues_are_off(lab: &Context, vf: &Given) -> Outcome {
-    let script = format!(
-        "bar=$(head -n 1 /sys/bus/pci/devices/{}/resource | cut -d ' ' -f 1)\n\
-         for register in 0x2828 0x3828; do busybox devmem $(printf 0x%x $((bar + register))) 32; done",
-        vf.address
-    );
-    let printed = lab.shell_ok(&script)?;
-    let values: Vec<u32> = printed
-        .lines()
-        .filter_map(|line| u32::from_str_radix(line.trim().strip_prefix("0x")?, 16).ok())
-        .collect();
-    same("the number of registers read", values.len(), 2)?;
-    let on = values
-        .iter()
-        .any(|value| value & 1 << 25 != 0 || *value == u32::MAX);
-    check(
-        !on,
-        format!("A queue of {} is on, or does not answer: {printed}", vf.vf),
-    )
 }
