@@ -39,10 +39,13 @@ pub(super) fn clients(lab: &Context) -> Outcome {
     let rounds = format!("There were too few rounds to show anything: {report:?}");
     check(report.released >= CLIENTS as u64, rounds)?;
     check(report.none_free > 0, "The clients never wanted the same VF")?;
-    same(
-        "the most VFs that were out at once",
-        report.most,
-        VFS as usize,
+    // That all are out at one moment is chance: VFs that are being given or taken back are in nobody's hands.
+    check(
+        (2..=VFS as usize).contains(&report.most),
+        format!(
+            "{} of {VFS} VFs were out at once, and must be at least 2 for this to show anything",
+            report.most
+        ),
     )?;
     let rate = report.allocated as f64 / seconds as f64;
     lab.measure("allocations", rate, Unit::OperationsPerSecond);
