@@ -241,7 +241,7 @@ pub(super) fn r18(lab: &Context) -> Outcome {
     same("the number of VFs listed", listed.len(), VFS as usize)?;
     let without = listed.iter().filter(|vf| vf["settings"]["mac"].is_null());
     same("the number of VFs without settings", without.count(), 0)?;
-    let of_last = listed.iter().find(|vf| vf["index"] == last);
+    let of_last = listed.iter().find(|vf| vf["index"] == VFS - 1);
     let of_last = of_last.map(|vf| vf["settings"]["mac"].clone());
     same("the MAC of the last VF", of_last, Some(Value::from(mac)))?;
     // A VF beyond the first message is handed out, set, read back and cleaned like any other.

@@ -220,24 +220,59 @@ pub(super) fn r15(lab: &Context) -> Outcome {
     agent.end()
 }
 
-/// A VF with a VLAN of its PF goes through its life without the kernel failing to remove VLAN 0, which it does
-/// when the VF's link is bounced under that VLAN.
+/// A link that goes down under a VLAN of its PF makes the kernel fail to remove VLAN 0: nothing that the agent
+/// does to a VF takes the link down that its owner has up, and a release does it only when it is told to.
 pub(super) fn r17(lab: &Context) -> Outcome {
+    let pf = lab.pf()?;
     let agent = AgentThere::with_vfs(lab, 1)?;
+    let silent = |when: &str| {
+        let said = lab.shell_ok("dmesg | grep -i 'vlan' || true")?;
+        check(
+            !said.to_lowercase().contains("fail"),
+            format!("{when}, the kernel says: {said}"),
+        )
+    };
     // With this module each interface that is taken up takes VLAN 0.
     lab.shell_ok("modprobe 8021q; dmesg --clear")?;
-    for vlan in ["42", "43"] {
-        let vf = agent.allocate("cli/a", &["--driver", "kernel", "--vlan", vlan])?;
-        let net = format!("/sys/bus/pci/devices/{}/net", vf.address);
-        lab.shell_ok(&format!("ip link set dev $(ls {net}) up"))?;
-        // It has an IPv6 address of its own now, and so counts as in use.
-        agent.ferrovia(&["vf", "release", "cli/a", "--force"])?;
-    }
-    let said = lab.shell_ok("dmesg | grep -i 'vlan' || true")?;
+    let asked = ["--driver", "kernel", "--vlan", "42"];
+    let vf = agent.allocate("cli/a", &asked)?;
+    let net = format!("/sys/bus/pci/devices/{}/net", vf.address);
+    let interface = lab.ok(&["ls", &net])?.trim().to_owned();
+    lab.ok(&["ip", "link", "set", "dev", &interface, "up"])?;
+    let changes = format!("/sys/class/net/{interface}/carrier_changes");
+    lab.wait_for("A carrier", MENDS, || {
+        let carrier = lab.exec(&["cat", &format!("/sys/class/net/{interface}/carrier")])?;
+        Ok((carrier.stdout.trim() == "1").then_some(()))
+    })?;
+    let before = lab.read(&changes)?;
+    // What the PF lost is set again under the link: the agent sees it, or is told to look.
+    let pf_interface = raw::interface(lab, pf)?;
+    lab.ok(&[
+        "ip",
+        "link",
+        "set",
+        &pf_interface,
+        "vf",
+        vf.index(),
+        "trust",
+        "on",
+    ])?;
+    agent.ferrovia(&["nic", "apply"])?;
+    lab.wait_for("That trust is off again", MENDS, || {
+        Ok((!raw::vf(lab, pf, vf.index())?.trust()).then_some(()))
+    })?;
+    let in_use = agent.refused(&["vf", "release", "cli/a"])?;
     check(
-        !said.to_lowercase().contains("fail"),
-        format!("The kernel says: {said}"),
+        in_use.contains(&interface) && in_use.contains("force"),
+        format!("The interface that is up is not named: {in_use}"),
     )?;
+    same("the changes of the carrier", lab.read(&changes)?, before)?;
+    silent("While the owner had the link up")?;
+    // The owner's own end of it.
+    lab.ok(&["ip", "link", "set", "dev", &interface, "down"])?;
+    lab.ok(&["dmesg", "--clear"])?;
+    agent.release("cli/a")?;
+    silent("At the release")?;
     agent.end()
 }
 
