@@ -19,12 +19,13 @@ const IGB_MODULES: [&str; 4] = ["igb", "igbvf", "vfio_iommu_type1", "vfio_pci"];
 const NETDEVSIM_MODULES: [&str; 1] = ["netdevsim"];
 
 /// Applets of busybox that the script uses.
-const APPLETS: [&str; 10] = [
+const APPLETS: [&str; 11] = [
     "cat",
     "hostname",
     "insmod",
     "ip",
     "mkdir",
+    "ln",
     "mount",
     "poweroff",
     "sh",
@@ -63,6 +64,8 @@ done < /keep/list
 mount -t proc proc /new/proc
 mount -t sysfs sys /new/sys
 mount -t devtmpfs dev /new/dev
+ln -s /proc/self/fd /new/dev/fd
+for number in 0:stdin 1:stdout 2:stderr; do ln -s "/proc/self/fd/${number%:*}" "/new/dev/${number#*:}"; done
 mkdir -p /new/dev/pts /new/dev/shm /new/dev/hugepages
 mount -t devpts -o mode=620,gid=5,ptmxmode=666 pts /new/dev/pts
 mount -t tmpfs -o mode=1777 shm /new/dev/shm
@@ -88,6 +91,9 @@ done < /keep/list
 stage devices
 while read -r module; do insmod "/modules/$module" || echo "fv-note the module $module does not load" > /dev/console
 done < /modules/devices
+# Not before (`maxcpus=1`): with a second processor awake, QEMU's software emulation ends itself now and then while
+# a device's registers are mapped ("iotlb_to_section: Assertion failed").
+for cpu in /new/sys/devices/system/cpu/cpu*/online; do echo 1 > "$cpu"; done
 ip link set lo up
 hostname ferrovia-lab
 echo ferrovia-lab > /new/etc/hostname

@@ -104,10 +104,10 @@ pub(super) fn command(boot: &Boot, config: &MachineConfig, accel: &Accel) -> Com
 fn append(config: &MachineConfig) -> String {
     // `no_timer_check`: on a busy host the kernel's test of its timer fails now and then, and it panics. The next
     // three save seconds of emulation: self-tests of ciphers, the move to a random address, and the waits for
-    // readers when a network interface goes.
+    // readers when a network interface goes. `maxcpus`: the other processors are woken when the devices are there.
     let mut words = String::from(
         "console=ttyS0 quiet panic=-1 intel_iommu=on iommu=pt net.ifnames=0 mitigations=off no_timer_check \
-         cryptomgr.notests nokaslr rcupdate.rcu_expedited=1",
+         cryptomgr.notests nokaslr rcupdate.rcu_expedited=1 maxcpus=1",
     );
     if config.hugepages_mb > 0 {
         words.push_str(&format!(
