@@ -108,8 +108,8 @@ pub(crate) struct PackedRing {
     losses: u64,
     /// The ring was found empty.
     empty: bool,
-    /// Not to be looked at before this time; 0: at once.
-    not_before: u64,
+    /// When its first descriptor was seen to be available in a flood; 0: not yet.
+    seen: u64,
     /// When it last gave something and was found empty.
     emptied: u64,
 }
@@ -149,7 +149,7 @@ impl PackedRing {
             first: true,
             losses: 0,
             empty: true,
-            not_before: 0,
+            seen: 0,
             emptied: 0,
         })
     }
@@ -254,10 +254,12 @@ impl PackedRing {
     #[inline]
     fn too_early(&mut self) -> bool {
         let now = clock::cycles();
-        if self.not_before != 0 {
-            let early = now < self.not_before;
+        if self.seen != 0 {
+            // Differences only: the counter begins anew when the host was suspended or moved, and
+            // a ring waits for less than a microsecond all the same.
+            let early = now.wrapping_sub(self.seen) < PATIENCE;
             if !early {
-                self.not_before = 0;
+                self.seen = 0;
             }
             return early;
         }
@@ -267,7 +269,7 @@ impl PackedRing {
         }
         let flood = now.wrapping_sub(self.emptied) < FLOOD;
         if flood {
-            self.not_before = now + PATIENCE;
+            self.seen = now.max(1);
         }
         flood
     }
@@ -498,5 +500,16 @@ mod tests {
                 assert_eq!(batch.chains().len(), 0);
             }
         }
+    }
+
+    #[test]
+    fn a_counter_that_begins_anew_holds_no_ring_up() {
+        let mut ring = ring(Direction::Read, 1);
+        let mut batch = Batch::new(32, 512, 64);
+        // As it is left in a flood, by a counter that was far ahead of today's.
+        let ahead = clock::cycles() + (1 << 60);
+        (ring.seen, ring.emptied) = (ahead, ahead);
+        assert_eq!(ring.fetch(32, &mut batch), Ok(()));
+        assert_eq!(batch.chains().len(), 1);
     }
 }
