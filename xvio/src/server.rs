@@ -23,6 +23,8 @@ const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::fro
 const ANNOUNCE: Duration = Duration::from_millis(10);
 /// Pause after an accept that failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(500);
+/// The same while another frontend is served, whose messages wait as long.
+const REFUSE_PAUSE: Duration = Duration::from_millis(20);
 
 /// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
@@ -244,8 +246,13 @@ impl Server {
 
     /// A port has one frontend. Who comes second is told by closing, not by waiting for ever.
     fn refuse_second(&mut self) {
-        if let Some(Ok(Some(_second))) = self.listener.as_ref().map(Listener::accept) {
-            self.complain("A second frontend tried to connect and was refused".to_owned());
+        match self.listener.as_ref().map(Listener::accept) {
+            Some(Ok(Some(_second))) => {
+                self.complain("A second frontend tried to connect and was refused".to_owned());
+            }
+            // Out of descriptors or memory: it still waits, and would be found again at once.
+            Some(Err(_)) => self.pause(REFUSE_PAUSE),
+            Some(Ok(None)) | None => {}
         }
     }
 
