@@ -12,6 +12,7 @@ use vhost::vhost_user::message::VhostUserProtocolFeatures as Protocol;
 use crate::backend::Shared;
 use crate::device::Device;
 use crate::messages::{self, MessageError, Reply};
+use crate::quiet::Quiet;
 use crate::socket::{self, Listener};
 use crate::wire::{Message, Wake, Wire, WireError};
 use crate::{BackendConfig, SocketMode, State};
@@ -63,6 +64,7 @@ pub(crate) struct Server {
     unannounced: bool,
     /// When the guest was last said to have moved here.
     moved: Option<Instant>,
+    quiet: Quiet,
 }
 
 impl Server {
@@ -83,6 +85,7 @@ impl Server {
             announced: None,
             unannounced: false,
             moved: None,
+            quiet: Quiet::new(Instant::now()),
         }
     }
 
@@ -90,7 +93,9 @@ impl Server {
     pub(crate) fn run(mut self) {
         let shared = Arc::clone(&self.shared);
         while let Some(stream) = self.next_connection() {
-            tracing::info!(port = self.config.name, "a frontend has connected");
+            if self.may_log() {
+                tracing::info!(port = self.config.name, "a frontend has connected");
+            }
             self.connected = true;
             self.tell();
             let end = match Wire::new(stream, &*shared) {
@@ -99,12 +104,16 @@ impl Server {
             };
             match end {
                 End::Wire(WireError::Closed) => {
-                    tracing::info!(port = self.config.name, "the frontend has disconnected");
+                    if self.may_log() {
+                        tracing::info!(port = self.config.name, "the frontend has disconnected");
+                    }
                 }
                 End::Wire(WireError::Stopped) => {}
                 end => {
                     let why = chain(&end);
-                    tracing::warn!(port = self.config.name, why, "the connection has ended");
+                    if self.may_log() {
+                        tracing::warn!(port = self.config.name, why, "the connection has ended");
+                    }
                     self.last_error = Some(why);
                 }
             }
@@ -259,10 +268,22 @@ impl Server {
     /// Notes what went wrong while the connection goes on; logged once when it repeats.
     fn complain(&mut self, why: String) {
         if self.last_error.as_ref() != Some(&why) {
-            tracing::warn!(port = self.config.name, why, "the frontend was refused");
+            if self.may_log() {
+                tracing::warn!(port = self.config.name, why, "the frontend was refused");
+            }
             self.last_error = Some(why);
         }
         self.device.changes += 1;
+    }
+
+    /// Whether what the frontend has done may be logged, or it has done too much lately.
+    fn may_log(&mut self) -> bool {
+        let line = self.quiet.line(Instant::now());
+        if let Some(left_out @ 1..) = line {
+            let port = &self.config.name;
+            tracing::warn!(port, left_out, "the frontend caused more lines than these");
+        }
+        line.is_some()
     }
 
     /// Waits for the connection, the listener and the alarm.
@@ -351,6 +372,9 @@ impl Server {
         }
         if let Some((ring, reason)) = status.broken_queues.first() {
             let text = format!("Vring {ring}: {reason}");
+            if self.last_error.as_ref() != Some(&text) && self.may_log() {
+                tracing::warn!(port = self.config.name, text, "a ring cannot run");
+            }
             self.last_error = Some(text.clone());
             status.last_error = Some(text);
         }
