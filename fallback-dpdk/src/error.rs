@@ -75,6 +75,20 @@ pub enum Error {
         /// Its device.
         device: String,
     },
+    /// The devices of all relays would hold too many of the buffers.
+    #[error(
+        "Port {port} cannot be relayed to {device}: a queue of it may hold {queue} packet buffers, and the other relays hold so many that less than half of the {all} would be left for everybody else; raise buffers"
+    )]
+    Buffers {
+        /// The port.
+        port: PortId,
+        /// The device.
+        device: String,
+        /// Buffers of one queue pair of it.
+        queue: u32,
+        /// Buffers there are.
+        all: u32,
+    },
     /// A packet that fits no buffer.
     #[error(
         "A packet of {length} bytes does not fit the data plane's buffers of {max} bytes; raise max_frame"

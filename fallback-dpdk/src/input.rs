@@ -324,10 +324,9 @@ impl GuestQueue {
 
     /// Brings the epoll set up to date with the ring's kick.
     fn register(&mut self, bed: &Bed) -> bool {
-        let registered = self.kick.as_ref().map(|(generation, _)| *generation);
-        let wanted = self.tx.kick().map(|kick| kick.generation);
-        if registered == wanted {
-            return wanted.is_some();
+        let now = self.tx.generation();
+        if self.kick.as_ref().is_some_and(|(known, _)| *known == now) {
+            return true;
         }
         self.forget_kick(bed);
         let Some(kick) = self.tx.kick() else {

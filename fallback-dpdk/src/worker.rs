@@ -237,7 +237,9 @@ impl Worker {
         let first = self.inputs[slot].next_queue;
         for queue in (first..queues).chain(0..first.min(queues)) {
             let taken = self.serve(slot, queue, burst, now);
-            if taken > 0 {
+            // A guest's queue of nothing but bad packets was work too, and its turn. (A device has one
+            // queue: there it makes no difference.)
+            if taken > 0 || burst.guest.worked() {
                 self.inputs[slot].next_queue = (queue + 1) % queues;
                 return taken;
             }

@@ -170,78 +170,122 @@ fn a_new_flow_is_counted_in_the_turn_that_made_it() {
     assert_eq!(handle.block.flows.get(), 1);
 }
 
+/// A guest of two queue pairs on the worker, and its driver.
+struct TwoQueues {
+    queues: [dpdk::TxQueue; 2],
+    packets: Mempool,
+    counters: Vec<Arc<xvio::Counters>>,
+    // Dropped after the queues.
+    _driver: dpdk::Port,
+    _backend: xvio::Backend,
+    _folder: tempfile::TempDir,
+}
+
+impl TwoQueues {
+    fn new(worker: &mut Worker, serial: u32) -> TwoQueues {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("guest.sock");
+        let mut backend = xvio::Backend::start(xvio::BackendConfig {
+            name: "vm".to_owned(),
+            socket: socket.clone(),
+            mode: xvio::SocketMode::Server,
+            owner: None,
+            group: None,
+            permissions: 0o600,
+            max_queue_pairs: 2,
+            max_queue_size: 256,
+            mac: [2, 0, 0, 0, 0, 1],
+            mtu: 1500,
+            features: xvio::Offer::default(),
+        })
+        .unwrap();
+        let pairs = backend
+            .take_queues()
+            .into_iter()
+            .map(|pair| (pair.tx, pair.rx));
+        let (tx, rings): (Vec<_>, Vec<_>) = pairs.unzip();
+        let counters = tx.iter().map(xvio::GuestTx::counters).collect();
+        worker.adopt(PortParts {
+            id: PortId(1),
+            source: Source::vhost(tx.into_iter()),
+            exit: Exit::Vhost {
+                active: Vec::with_capacity(rings.len()),
+                rings,
+            },
+            block: Arc::default(),
+            slow_path_rate: 1000,
+            far: None,
+        });
+        let devargs = format!(
+            "net_virtio_user{}x{serial},path={},queues=2,queue_size=256",
+            std::process::id(),
+            socket.display()
+        );
+        let driver = dpdk::Port::attach(crate::testbed::eal(), &devargs).unwrap();
+        let packets = Mempool::new(crate::testbed::eal(), "guest", 1024, 2048, None).unwrap();
+        driver
+            .configure(&dpdk::PortConfig {
+                rx_queues: 2,
+                tx_queues: 2,
+                ..dpdk::PortConfig::new(packets.clone())
+            })
+            .unwrap();
+        driver.start().unwrap();
+        let start = std::time::Instant::now();
+        while backend.status().active_queue_pairs < 2 {
+            assert!(start.elapsed().as_secs() < 20, "{:?}", backend.status());
+            std::thread::yield_now();
+        }
+        TwoQueues {
+            queues: [driver.tx_queue(0).unwrap(), driver.tx_queue(1).unwrap()],
+            packets,
+            counters,
+            _driver: driver,
+            _backend: backend,
+            _folder: folder,
+        }
+    }
+
+    /// Two bursts of packets of `len` bytes from each queue.
+    fn send(&mut self, len: usize) {
+        for queue in &mut self.queues {
+            for _ in 0..2 {
+                let mut burst = MbufBurst::new();
+                assert_eq!(self.packets.alloc_burst(&mut burst, BURST), BURST);
+                for packet in &mut burst {
+                    packet.append(len).unwrap().fill(0x5a);
+                }
+                assert_eq!(queue.burst(&mut burst), BURST);
+            }
+        }
+    }
+
+    fn taken(&self, count: impl Fn(&xvio::Counters) -> u64) -> Vec<u64> {
+        self.counters.iter().map(|c| count(c)).collect()
+    }
+}
+
 #[test]
 fn a_guest_gets_one_burst_a_turn_however_many_queues_it_fills() {
     let (mut worker, _handle, _ring, _events) = worker();
-    let folder = tempfile::tempdir().unwrap();
-    let socket = folder.path().join("guest.sock");
-    let mut backend = xvio::Backend::start(xvio::BackendConfig {
-        name: "vm".to_owned(),
-        socket: socket.clone(),
-        mode: xvio::SocketMode::Server,
-        owner: None,
-        group: None,
-        permissions: 0o600,
-        max_queue_pairs: 2,
-        max_queue_size: 256,
-        mac: [2, 0, 0, 0, 0, 1],
-        mtu: 1500,
-        features: xvio::Offer::default(),
-    })
-    .unwrap();
-    let pairs = backend
-        .take_queues()
-        .into_iter()
-        .map(|pair| (pair.tx, pair.rx));
-    let (tx, rings): (Vec<_>, Vec<_>) = pairs.unzip();
-    let counters: Vec<_> = tx.iter().map(xvio::GuestTx::counters).collect();
-    worker.adopt(PortParts {
-        id: PortId(1),
-        source: Source::vhost(tx.into_iter()),
-        exit: Exit::Vhost {
-            active: Vec::with_capacity(rings.len()),
-            rings,
-        },
-        block: Arc::default(),
-        slow_path_rate: 1000,
-        far: None,
-    });
-    let devargs = format!(
-        "net_virtio_user7{},path={},queues=2,queue_size=256",
-        std::process::id(),
-        socket.display()
-    );
-    let driver = dpdk::Port::attach(crate::testbed::eal(), &devargs).unwrap();
-    let packets = Mempool::new(crate::testbed::eal(), "guest", 1024, 2048, None).unwrap();
-    driver
-        .configure(&dpdk::PortConfig {
-            rx_queues: 2,
-            tx_queues: 2,
-            ..dpdk::PortConfig::new(packets.clone())
-        })
-        .unwrap();
-    driver.start().unwrap();
-    let start = std::time::Instant::now();
-    while backend.status().active_queue_pairs < 2 {
-        assert!(start.elapsed().as_secs() < 20, "{:?}", backend.status());
-        std::thread::yield_now();
-    }
-    let mut queues = [driver.tx_queue(0).unwrap(), driver.tx_queue(1).unwrap()];
-    for queue in &mut queues {
-        for _ in 0..2 {
-            let mut burst = MbufBurst::new();
-            assert_eq!(packets.alloc_burst(&mut burst, BURST), BURST);
-            for packet in &mut burst {
-                packet.append(60).unwrap().fill(0x5a);
-            }
-            assert_eq!(queue.burst(&mut burst), BURST);
-        }
-    }
+    let mut guest = TwoQueues::new(&mut worker, 7);
+    guest.send(60);
     let mut burst = Burst::new();
-    let taken = || counters.iter().map(|c| c.packets.get()).collect::<Vec<_>>();
     for expected in [[32, 0], [32, 32], [64, 32], [64, 64]] {
         assert_eq!(worker.turn(&mut burst, cycles()), BURST);
-        assert_eq!(taken(), expected);
+        assert_eq!(guest.taken(|c| c.packets.get()), expected);
     }
     assert_eq!(worker.turn(&mut burst, cycles()), 0);
+}
+
+#[test]
+fn a_guest_gets_no_more_turns_for_packets_that_are_none() {
+    let (mut worker, _handle, _ring, _events) = worker();
+    let mut guest = TwoQueues::new(&mut worker, 8);
+    guest.send(13);
+    let mut burst = Burst::new();
+    for expected in [[32, 0], [32, 32], [64, 32], [64, 64]] {
+        assert_eq!(worker.turn(&mut burst, cycles()), 0);
+        assert_eq!(guest.taken(|c| c.runt.get()), expected);
+    }
 }

@@ -48,10 +48,7 @@ impl World {
             max_queue_size: 1024,
             mac: [2, 0, 0, 0, 0, 1],
             mtu: 9000,
-            features: Offer {
-                packed: true,
-                ..Offer::default()
-            },
+            features: Offer::default(),
         })
         .expect("a port");
         let memory = File::from(memfd_create(c"fuzz", MFdFlags::MFD_CLOEXEC).expect("a memfd"));

@@ -256,9 +256,6 @@ impl Ring {
         let running = match self.build(common, generation) {
             Ok(running) => running,
             Err(reason) => {
-                if self.queue.reason().as_ref() != Some(&reason) {
-                    tracing::warn!(reason, "a ring cannot run");
-                }
                 self.queue.set_reason(Some(reason));
                 None
             }

@@ -65,6 +65,10 @@ pub(crate) struct Log {
 impl DirtyLog for Log {
     fn written(&self, guest: u64, len: u64) {
         self.bitmap.mark(guest, len);
+    }
+
+    fn settled(&self) {
+        // A system call, and so not for each of a packet's pieces, whose number is the guest's choice.
         if let Some(told) = &self.told {
             told.notify();
         }

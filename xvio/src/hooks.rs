@@ -23,4 +23,6 @@ pub(crate) trait Inflight: Debug + Send {
 pub(crate) trait DirtyLog: Debug + Send + Sync {
     /// `len` bytes at guest address `guest` were written.
     fn written(&self, guest: u64, len: u64);
+    /// All that belongs together was written: the frontend may be told, once.
+    fn settled(&self);
 }

@@ -61,6 +61,10 @@ const P_LAST: usize = 4;
 const P_NUM: usize = 6;
 const P_COUNTER: usize = 8;
 
+/// Bytes of a table, at most: more than one has for all vrings there can be. Without this bound each
+/// frontend could have us map as much again as its guest's memory may have.
+const MAX_TABLE: u64 = 1 << 28;
+
 /// Why a table cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum InflightError {
@@ -70,6 +74,8 @@ pub(crate) enum InflightError {
     Size { got: u16, max: u16 },
     #[error("An in-flight table has {got} bytes; {wanted} are needed")]
     TooShort { got: u64, wanted: u64 },
+    #[error("An in-flight table has {got:#x} bytes; no table has more than {MAX_TABLE:#x}")]
+    TooLong { got: u64 },
     #[error("An in-flight table begins at byte {0} of its file, which is not a multiple of 8")]
     Alignment(u64),
     #[error("An in-flight table's memory was refused")]
@@ -161,6 +167,9 @@ impl Table {
                 got: said.size,
                 wanted,
             });
+        }
+        if said.size > MAX_TABLE {
+            return Err(InflightError::TooLong { got: said.size });
         }
         if !said.offset.is_multiple_of(8) {
             return Err(InflightError::Alignment(said.offset));

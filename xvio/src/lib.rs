@@ -17,6 +17,7 @@
 //! |---|---|
 //! | `backend.rs` | [`Backend`]: configuration, status, start and end |
 //! | `server.rs` | the message thread: connection, reconnection, answers |
+//! | `quiet.rs` | how much a port's frontend may fill the log |
 //! | `socket.rs` | the listening socket's file: ownership, permissions, stale and live sockets |
 //! | `wire.rs` | the framing of messages and their file descriptors, with deadlines |
 //! | `messages.rs`, `messages/` | what each message does to the device |
@@ -74,6 +75,7 @@ mod messages;
 mod net_header;
 mod packed;
 mod queue;
+mod quiet;
 mod rarp;
 mod ring;
 mod rx;

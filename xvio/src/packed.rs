@@ -17,8 +17,8 @@ use crate::access::Area;
 use crate::clock;
 use crate::memory::GuestMemory;
 use crate::ring::{
-    Batch, Broken, DESCRIPTOR, Descriptor, Direction, INDIRECT, MAX_SIZE, MAX_STEPS, NEXT,
-    RingConfig, Used, WRITE, Walk, Walker,
+    Batch, Broken, DESCRIPTOR, Descriptor, Direction, INDIRECT, MAX_CHAIN, MAX_SIZE, MAX_STEPS,
+    NEXT, RingConfig, Used, WRITE, Walk, Walker,
 };
 use crate::sigbus;
 
@@ -108,8 +108,8 @@ pub(crate) struct PackedRing {
     losses: u64,
     /// The ring was found empty.
     empty: bool,
-    /// Not to be looked at before this time; 0: at once.
-    not_before: u64,
+    /// When its first descriptor was seen to be available in a flood; 0: not yet.
+    seen: u64,
     /// When it last gave something and was found empty.
     emptied: u64,
 }
@@ -149,7 +149,7 @@ impl PackedRing {
             first: true,
             losses: 0,
             empty: true,
-            not_before: 0,
+            seen: 0,
             emptied: 0,
         })
     }
@@ -233,8 +233,8 @@ impl PackedRing {
                     index += 1;
                     continue;
                 }
-                let (slots, read) = self.chain(d, batch)?;
-                steps += read;
+                let (slots, work) = self.chain(d, batch)?;
+                steps += work;
                 self.next = self.next.after(slots, self.size);
                 if left == 0 {
                     return Ok(());
@@ -254,10 +254,12 @@ impl PackedRing {
     #[inline]
     fn too_early(&mut self) -> bool {
         let now = clock::cycles();
-        if self.not_before != 0 {
-            let early = now < self.not_before;
+        if self.seen != 0 {
+            // Differences only: the counter begins anew when the host was suspended or moved, and
+            // a ring waits for less than a microsecond all the same.
+            let early = now.wrapping_sub(self.seen) < PATIENCE;
             if !early {
-                self.not_before = 0;
+                self.seen = 0;
             }
             return early;
         }
@@ -267,21 +269,22 @@ impl PackedRing {
         }
         let flood = now.wrapping_sub(self.emptied) < FLOOD;
         if flood {
-            self.not_before = now + PATIENCE;
+            self.seen = now.max(1);
         }
         flood
     }
 
     /// Takes apart a chain that is not a single descriptor; the descriptors of the ring that it
-    /// takes, and all that were read.
+    /// takes, and what it cost ([`Walk::work`]).
     fn chain(&mut self, d: Descriptor, batch: &mut Batch) -> Result<(u16, u32), Broken> {
         let limit = u32::from(self.size - self.held());
         let mut walk = self.walker.begin(d.other, self.next.index, limit, batch);
         match self.follow(&mut walk, d, batch) {
             Ok((slots, id)) => {
-                let steps = walk.steps;
+                // Of a chain to be written to, the rest is not looked into, but its descriptors are read.
+                let work = walk.work().max(slots.into());
                 self.walker.end(walk, slots, id, batch);
-                Ok((slots, steps))
+                Ok((slots, work))
             }
             Err(why) => {
                 self.walker.abandon(&walk, batch);
@@ -298,7 +301,7 @@ impl PackedRing {
         batch: &mut Batch,
     ) -> Result<(u16, u16), Broken> {
         let (mut at, mut slots, mut enough) = (self.next, 1, false);
-        let most = self.size - self.held();
+        let most = (self.size - self.held()).min(MAX_CHAIN as u16);
         loop {
             if !enough {
                 enough = self.walker.add(walk, d, true, batch)?;
@@ -428,5 +431,85 @@ impl PackedRing {
     /// See [`crate::ring::Ring::wish_place`].
     pub(crate) fn wish_place(&self) -> (u64, u64) {
         (self.device.guest(0), EVENT as u64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+    use crate::memory::RegionInfo;
+
+    const SIZE: u16 = 4096;
+    /// Where the event structures are, and a buffer.
+    const EVENTS: u64 = 0x1_0000;
+    const BUFFER: u64 = 0x1_1000;
+
+    /// A ring in which the first `count` descriptors are available: one chain of buffers.
+    fn ring(direction: Direction, count: usize) -> PackedRing {
+        let flags = nix::sys::memfd::MFdFlags::MFD_CLOEXEC;
+        let file = File::from(nix::sys::memfd::memfd_create(c"xvio-test", flags).unwrap());
+        file.set_len(0x1_2000).unwrap();
+        let write = match direction {
+            Direction::Read => 0,
+            Direction::Write => WRITE,
+        };
+        for at in 0..count {
+            let next = if at + 1 < count { NEXT } else { 0 };
+            let rest = 100 | u64::from(AVAIL | write | next) << 48;
+            let place = (DESCRIPTOR * at) as u64;
+            file.write_all_at(&BUFFER.to_le_bytes(), place).unwrap();
+            file.write_all_at(&rest.to_le_bytes(), place + 8).unwrap();
+        }
+        let whole = RegionInfo {
+            guest: 0,
+            size: 0x1_2000,
+            user: 0,
+            offset: 0,
+        };
+        let memory = GuestMemory::default().with(whole, file).unwrap();
+        let config = RingConfig {
+            size: SIZE.into(),
+            desc: 0,
+            avail: EVENTS,
+            used: EVENTS + 8,
+            base: u32::from(WRAP),
+            event_idx: false,
+            indirect: false,
+            in_order: false,
+            packed: true,
+            direction,
+        };
+        PackedRing::new(Arc::new(memory), &config).unwrap()
+    }
+
+    #[test]
+    fn a_chain_is_as_long_in_a_large_ring_as_anywhere() {
+        let most = MAX_CHAIN as usize;
+        for direction in [Direction::Read, Direction::Write] {
+            let mut batch = Batch::new(32, 512, 128);
+            assert_eq!(ring(direction, most).fetch(32, &mut batch), Ok(()));
+            assert_eq!(batch.chains().len(), 1);
+            assert_eq!(usize::from(batch.chains()[0].slots), most);
+            for count in [most + 1, 3000] {
+                let mut batch = Batch::new(32, 512, 128);
+                let fetched = ring(direction, count).fetch(32, &mut batch);
+                assert_eq!(fetched, Err(Broken::Chain { limit: MAX_CHAIN }));
+                assert_eq!(batch.chains().len(), 0);
+            }
+        }
+    }
+
+    #[test]
+    fn a_counter_that_begins_anew_holds_no_ring_up() {
+        let mut ring = ring(Direction::Read, 1);
+        let mut batch = Batch::new(32, 512, 64);
+        // As it is left in a flood, by a counter that was far ahead of today's.
+        let ahead = clock::cycles() + (1 << 60);
+        (ring.seen, ring.emptied) = (ahead, ahead);
+        assert_eq!(ring.fetch(32, &mut batch), Ok(()));
+        assert_eq!(batch.chains().len(), 1);
     }
 }

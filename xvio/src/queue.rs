@@ -146,6 +146,7 @@ impl Running {
             for (guest, len) in places.into_iter().flatten() {
                 dirty.written(guest, len);
             }
+            dirty.settled();
             self.notify(wanted, counters);
         } else {
             let wanted = self.ring.give_back(used, together);
@@ -187,6 +188,7 @@ impl Running {
         if let Some(dirty) = &self.dirty {
             let (guest, len) = self.ring.wish_place();
             dirty.written(guest, len);
+            dirty.settled();
         }
     }
 }

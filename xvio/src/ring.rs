@@ -25,7 +25,10 @@ pub(crate) use crate::walk::{Descriptor, Walk, Walker};
 pub(crate) const MAX_SIZE: u16 = 1 << 15;
 /// Descriptors in one chain, at most, direct and indirect together. Drivers use a few dozen.
 pub(crate) const MAX_CHAIN: u32 = 1024;
-/// A fetch ends early after this many descriptors: long chains cost others nothing.
+/// Pieces of one chain, at most: its buffers, cut where they cross from one memory region into the
+/// next. A guest of many small regions makes dozens of one descriptor.
+pub(crate) const MAX_PIECES: u32 = 2 * MAX_CHAIN;
+/// A fetch ends early after this many descriptors or pieces: long chains cost others nothing.
 pub(crate) const MAX_STEPS: u32 = 2048;
 /// Bytes of a descriptor, in both layouts and in indirect tables.
 pub(crate) const DESCRIPTOR: usize = 16;
@@ -64,6 +67,8 @@ pub(crate) enum Broken {
     NotAvailable { index: u16 },
     #[error("A chain has more than {limit} descriptors, or is a loop")]
     Chain { limit: u32 },
+    #[error("A chain's buffers are in more than {MAX_PIECES} pieces")]
+    Pieces,
     #[error("A descriptor has length 0")]
     ZeroLength,
     #[error("A buffer at guest address {address:#x}, {len} bytes, is not in shared memory")]

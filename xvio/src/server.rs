@@ -12,6 +12,7 @@ use vhost::vhost_user::message::VhostUserProtocolFeatures as Protocol;
 use crate::backend::Shared;
 use crate::device::Device;
 use crate::messages::{self, MessageError, Reply};
+use crate::quiet::Quiet;
 use crate::socket::{self, Listener};
 use crate::wire::{Message, Wake, Wire, WireError};
 use crate::{BackendConfig, SocketMode, State};
@@ -23,6 +24,8 @@ const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::fro
 const ANNOUNCE: Duration = Duration::from_millis(10);
 /// Pause after an accept that failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(500);
+/// The same while another frontend is served, whose messages wait as long.
+const REFUSE_PAUSE: Duration = Duration::from_millis(20);
 
 /// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +64,7 @@ pub(crate) struct Server {
     unannounced: bool,
     /// When the guest was last said to have moved here.
     moved: Option<Instant>,
+    quiet: Quiet,
 }
 
 impl Server {
@@ -81,6 +85,7 @@ impl Server {
             announced: None,
             unannounced: false,
             moved: None,
+            quiet: Quiet::new(Instant::now()),
         }
     }
 
@@ -88,7 +93,9 @@ impl Server {
     pub(crate) fn run(mut self) {
         let shared = Arc::clone(&self.shared);
         while let Some(stream) = self.next_connection() {
-            tracing::info!(port = self.config.name, "a frontend has connected");
+            if self.may_log() {
+                tracing::info!(port = self.config.name, "a frontend has connected");
+            }
             self.connected = true;
             self.tell();
             let end = match Wire::new(stream, &*shared) {
@@ -97,12 +104,16 @@ impl Server {
             };
             match end {
                 End::Wire(WireError::Closed) => {
-                    tracing::info!(port = self.config.name, "the frontend has disconnected");
+                    if self.may_log() {
+                        tracing::info!(port = self.config.name, "the frontend has disconnected");
+                    }
                 }
                 End::Wire(WireError::Stopped) => {}
                 end => {
                     let why = chain(&end);
-                    tracing::warn!(port = self.config.name, why, "the connection has ended");
+                    if self.may_log() {
+                        tracing::warn!(port = self.config.name, why, "the connection has ended");
+                    }
                     self.last_error = Some(why);
                 }
             }
@@ -244,18 +255,35 @@ impl Server {
 
     /// A port has one frontend. Who comes second is told by closing, not by waiting for ever.
     fn refuse_second(&mut self) {
-        if let Some(Ok(Some(_second))) = self.listener.as_ref().map(Listener::accept) {
-            self.complain("A second frontend tried to connect and was refused".to_owned());
+        match self.listener.as_ref().map(Listener::accept) {
+            Some(Ok(Some(_second))) => {
+                self.complain("A second frontend tried to connect and was refused".to_owned());
+            }
+            // Out of descriptors or memory: it still waits, and would be found again at once.
+            Some(Err(_)) => self.pause(REFUSE_PAUSE),
+            Some(Ok(None)) | None => {}
         }
     }
 
     /// Notes what went wrong while the connection goes on; logged once when it repeats.
     fn complain(&mut self, why: String) {
         if self.last_error.as_ref() != Some(&why) {
-            tracing::warn!(port = self.config.name, why, "the frontend was refused");
+            if self.may_log() {
+                tracing::warn!(port = self.config.name, why, "the frontend was refused");
+            }
             self.last_error = Some(why);
         }
         self.device.changes += 1;
+    }
+
+    /// Whether what the frontend has done may be logged, or it has done too much lately.
+    fn may_log(&mut self) -> bool {
+        let line = self.quiet.line(Instant::now());
+        if let Some(left_out @ 1..) = line {
+            let port = &self.config.name;
+            tracing::warn!(port, left_out, "the frontend caused more lines than these");
+        }
+        line.is_some()
     }
 
     /// Waits for the connection, the listener and the alarm.
@@ -344,6 +372,9 @@ impl Server {
         }
         if let Some((ring, reason)) = status.broken_queues.first() {
             let text = format!("Vring {ring}: {reason}");
+            if self.last_error.as_ref() != Some(&text) && self.may_log() {
+                tracing::warn!(port = self.config.name, text, "a ring cannot run");
+            }
             self.last_error = Some(text.clone());
             status.last_error = Some(text);
         }

@@ -167,7 +167,7 @@ impl SplitRing {
         Ok(())
     }
 
-    /// Takes apart a chain that is not a single descriptor; how many descriptors were read.
+    /// Takes apart a chain that is not a single descriptor; what that cost ([`Walk::work`]).
     fn chain(&mut self, head: u16, d: Descriptor, batch: &mut Batch) -> Result<u32, Broken> {
         let size = self.size;
         if head >= size {
@@ -176,9 +176,9 @@ impl SplitRing {
         let mut walk = self.walker.begin(head, self.next, size.into(), batch);
         match self.follow(&mut walk, d, batch) {
             Ok(()) => {
-                let steps = walk.steps;
+                let work = walk.work();
                 self.walker.end(walk, 1, head, batch);
-                Ok(steps)
+                Ok(work)
             }
             Err(why) => {
                 self.walker.abandon(&walk, batch);

@@ -48,6 +48,11 @@ impl GuestTx {
     /// and given back on the way, so 0 does not mean that the ring is empty: [`GuestTx::arm`] says.
     pub fn poll(&mut self, burst: &mut TxBurst) -> usize {
         burst.finish();
+        burst.worked = false;
+        // A guest may have dozens of rings that do not run: one load each.
+        if !self.ready() {
+            return 0;
+        }
         let Some(mut pass) = Gate::enter(&self.queue.gate) else {
             return 0;
         };
@@ -156,6 +161,8 @@ pub struct TxBurst {
     batch: Batch,
     /// How many of them go back: all, unless the ring broke.
     taken: usize,
+    /// The last poll took chains, or stopped the ring.
+    worked: bool,
     pass: Option<Pass<Slot>>,
 }
 
@@ -166,6 +173,7 @@ impl Default for TxBurst {
             places: [NOWHERE; BURST],
             batch: Batch::new(BURST, BURST_SEGMENTS, MAX_SEGMENTS),
             taken: 0,
+            worked: false,
             pass: None,
         }
     }
@@ -187,6 +195,12 @@ impl TxBurst {
         self.len == 0
     }
 
+    /// The last poll into it had work, be it with packets that the guest got wrong and that are not
+    /// here: the guest has had its turn.
+    pub fn worked(&self) -> bool {
+        self.worked
+    }
+
     /// Packet `index`; panics when there is no such packet.
     pub fn packet(&self, index: usize) -> TxPacket<'_> {
         assert!(index < self.len, "packet {index} of {}", self.len);
@@ -202,6 +216,7 @@ impl TxBurst {
     fn fill(&mut self, running: &mut Running, counters: &Counters) -> Result<(), Broken> {
         let mut outcome = running.ring.fetch(BURST, &mut self.batch);
         let chains = self.batch.chains();
+        self.worked = !chains.is_empty() || outcome.is_err();
         if chains.is_empty() {
             return outcome;
         }

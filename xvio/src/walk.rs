@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use crate::memory::{GuestMemory, Translator};
 use crate::ring::{
-    Batch, Broken, Chain, DESCRIPTOR, Direction, INDIRECT, MAX_CHAIN, MAX_SIZE, NEXT, RingConfig,
-    WRITE,
+    Batch, Broken, Chain, DESCRIPTOR, Direction, INDIRECT, MAX_CHAIN, MAX_PIECES, MAX_SIZE, NEXT,
+    RingConfig, WRITE,
 };
 
 /// A descriptor as it was read, once.
@@ -93,6 +93,7 @@ impl Walker {
         Walk {
             chain: batch.begin(id, at),
             steps: 0,
+            pieces: 0,
             limit: MAX_CHAIN.min(limit),
             first_listed: batch.segments_len,
         }
@@ -200,6 +201,7 @@ impl Walker {
         walk.chain.len += u64::from(len);
         let mut done = 0;
         while done < len {
+            walk.piece()?;
             let segment = address
                 .checked_add(u64::from(done))
                 .and_then(|at| self.memory.segment(at, len - done))
@@ -234,7 +236,9 @@ impl Walker {
 pub(crate) struct Walk {
     chain: Chain,
     /// Descriptors read.
-    pub(crate) steps: u32,
+    steps: u32,
+    /// Pieces of their buffers.
+    pieces: u32,
     limit: u32,
     first_listed: usize,
 }
@@ -247,5 +251,19 @@ impl Walk {
         }
         self.steps += 1;
         Ok(())
+    }
+
+    #[inline]
+    fn piece(&mut self) -> Result<(), Broken> {
+        if self.pieces >= MAX_PIECES {
+            return Err(Broken::Pieces);
+        }
+        self.pieces += 1;
+        Ok(())
+    }
+
+    /// What the chain has cost, in descriptors or pieces, for the bound on a fetch.
+    pub(crate) fn work(&self) -> u32 {
+        self.steps.max(self.pieces)
     }
 }

@@ -228,3 +228,61 @@ fn a_flood_of_messages_is_no_flood_of_calls() {
     port.wait("told", |_| last.lock().unwrap().as_ref().is_some_and(off));
     assert!(calls.load(Ordering::SeqCst) < most, "{calls:?} of {most}");
 }
+
+/// Not a test: a port that is out of descriptors, in a process of its own, when started by the test
+/// below. Prints the processor time, in ticks, that it used within half a second.
+#[test]
+fn exhausted_process() {
+    if std::env::var_os("XVIO_TEST_EXHAUSTED").is_none() {
+        return;
+    }
+    use std::os::unix::fs::FileExt;
+    let port = Port::new(1);
+    let mut first = UnixStream::connect(&port.socket).unwrap();
+    first.write_all(&message(1, 1, &[])).unwrap();
+    answer(&mut first);
+    let stat = std::fs::File::open("/proc/self/stat").unwrap();
+    let ticks = || {
+        let mut text = [0; 1024];
+        let n = stat.read_at(&mut text, 0).unwrap();
+        let text = String::from_utf8_lossy(&text[..n]).into_owned();
+        let fields: Vec<&str> = text.rsplit(')').next().unwrap().split(' ').collect();
+        fields[12].parse::<u64>().unwrap() + fields[13].parse::<u64>().unwrap()
+    };
+    let resource = nix::sys::resource::Resource::RLIMIT_NOFILE;
+    nix::sys::resource::setrlimit(resource, 64, 64).unwrap();
+    let mut all = Vec::new();
+    while let Ok(file) = std::fs::File::open("/dev/null") {
+        all.push(file);
+    }
+    // One for our end of the second connection, none for the port's.
+    all.pop();
+    let _second = UnixStream::connect(&port.socket).unwrap();
+    let before = ticks();
+    std::thread::sleep(Duration::from_millis(500));
+    let used = ticks() - before;
+    // The first one is served all the same.
+    first.write_all(&message(1, 1, &[])).unwrap();
+    answer(&mut first);
+    all.clear();
+    port.wait("the second one refused", |s| s.last_error.is_some());
+    println!("used {used} ticks");
+}
+
+#[test]
+fn a_second_frontend_that_cannot_be_accepted_is_not_asked_for_in_a_busy_loop() {
+    let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+    command
+        .args(["--exact", "exhausted_process", "--nocapture"])
+        .env("XVIO_TEST_EXHAUSTED", "1");
+    let done = command.output().unwrap();
+    let said = String::from_utf8_lossy(&done.stdout);
+    let used = said.split("used ").nth(1).and_then(|t| t.split(' ').next());
+    let used = used.and_then(|ticks| ticks.parse::<u64>().ok());
+    // Of 50, where a second has 100 ticks.
+    assert!(
+        used.is_some_and(|ticks| ticks < 10),
+        "{said}{}",
+        String::from_utf8_lossy(&done.stderr)
+    );
+}

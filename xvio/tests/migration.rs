@@ -198,6 +198,16 @@ fn an_eventfd_for_the_log_is_rung() {
     let _ = told.read();
     moving.receives(HIGH, 100);
     assert!(told.read().is_ok());
+    // Once for all the pieces of a packet: each is a system call of the worker.
+    let (ring, memory) = moving.guest.ring(0);
+    let pieces: Vec<_> = (0..40).map(|n| (HIGH + 0x1000 * n, 50)).collect();
+    ring.add(memory, &pieces, true, false).unwrap();
+    ring.expose(memory);
+    moving.pair.rx.send(&[&[7; 1500]], None).unwrap();
+    moving.pair.rx.flush();
+    assert_eq!(told.read().unwrap(), 1);
+    let (ring, memory) = moving.guest.ring(0);
+    assert_eq!(ring.take_used(memory).len(), 1);
     moving.stop_log();
     let _ = told.read();
     moving.receives(HIGH, 100);

@@ -33,11 +33,7 @@ impl Ours {
                 max_queue_size: 1024,
                 mac: [2, 0, 0, 0, 0, 1],
                 mtu: 9000,
-                features: Offer {
-                    packed: true,
-                    in_order: true,
-                    ..Offer::default()
-                },
+                features: Offer::default(),
             })?;
             pairs.extend(port.take_queues());
             ports.push(port);

@@ -7,11 +7,18 @@ use crate::counters::{PortBlock, PortCounters};
 use crate::input::{DeviceQueue, DeviceWake, interrupt_of};
 use crate::message::Command;
 use crate::uplink_doorbell::UplinkDoorbell;
+use dpdk::PortConfig;
 use flow::PortId;
 use std::sync::Arc;
 
 /// Ethernet header and two VLAN tags, before what the MTU counts.
 const FRAME_OVERHEAD: usize = 14 + 8;
+
+/// Buffers that a queue pair of a device may hold: its receive ring is full of them, and a device that
+/// has stopped sending keeps those in its transmit ring.
+fn held_by_a_queue(ring_size: u16) -> u32 {
+    2 * u32::from(ring_size)
+}
 
 /// What the control side keeps of a relay.
 pub(crate) struct Relayed {
@@ -40,11 +47,12 @@ impl Dataplane {
     /// Relays a guest's port: from its next burst on, the guest's packets go to `device` and the
     /// device's to the guest, and none of them through the router. The device becomes the data plane's.
     /// It gets as many queues each way as the guest may have queue pairs and the device has, with the
-    /// MTU it has, and is started.
+    /// MTU it has, and is started. It gets fewer where the devices of all relays together could hold
+    /// more than half of the buffers: a device that hangs takes those of its rings along.
     ///
     /// # Errors
-    /// There is no such port, it is no guest's, it is relayed already, or DPDK refuses the device; it is
-    /// closed then, and the port goes on as before.
+    /// There is no such port, it is no guest's, it is relayed already, not even one queue has buffers
+    /// enough, or DPDK refuses the device; it is closed then, and the port goes on as before.
     pub fn relay(&self, id: PortId, device: dpdk::Port, wake: Option<Wake>) -> Result<(), Error> {
         let mut state = self.state();
         let record = state.ports.get(&id).ok_or(Error::NoSuchPort(id))?;
@@ -54,7 +62,20 @@ impl Dataplane {
         }
         let pairs = record.queue_pairs.ok_or(Error::NotAGuest(id))?;
         let (most_rx, most_tx) = device.max_queues();
-        let queues = pairs.min(most_rx).min(most_tx).max(1);
+        let queue = held_by_a_queue(PortConfig::new(self.pool.clone()).ring_size);
+        let relays = state.ports.values().filter_map(|port| port.relay.as_ref());
+        let held: u32 = relays.map(|relay| u32::from(relay.queues)).sum();
+        let left = (self.config.buffers / 2 / queue).saturating_sub(held);
+        if left == 0 {
+            return Err(Error::Buffers {
+                port: id,
+                device: device.name().to_owned(),
+                queue,
+                all: self.config.buffers,
+            });
+        }
+        let left = u16::try_from(left).unwrap_or(u16::MAX);
+        let queues = pairs.min(most_rx).min(most_tx).clamp(1, left);
         let wanted = wake.unwrap_or(Wake::Interrupt);
         self.bring_up(&device, queues, wanted == Wake::Interrupt)?;
         let far = Box::new(far(&device, queues, &wanted)?);

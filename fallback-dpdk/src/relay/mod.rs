@@ -132,10 +132,14 @@ impl Worker {
                     place += 1;
                 },
             );
-            if taken == 0 {
+            if taken == 0 && !guest.worked() {
                 continue;
             }
             input.next_queue = (index + 1) % count;
+            if taken == 0 {
+                // Nothing but bad packets: that was work too, and this guest's turn.
+                return 0;
+            }
             input.block.rx_packets.add(taken as u64);
             input.block.rx_bytes.add(bytes);
             let outputs = far.tx.len().max(1);

@@ -120,3 +120,26 @@ fn what_cannot_be_relayed_is_refused_and_changes_nothing() {
     assert!(one.recv_within(Duration::from_millis(50)).is_none());
     uplink.quiet();
 }
+
+#[test]
+fn relays_leave_half_of_the_buffers_to_everybody_else() {
+    // Enough for one queue of a device.
+    let world = World::new(Config {
+        buffers: 2 * 1024,
+        ..World::config()
+    });
+    let (mut one, _two) = (Guest::new(&world, 1), Guest::new(&world, 2));
+    world.publish(topology(1, 2, true));
+    let (device, wire) = world.namespace.wire("h");
+    relay(&world, &world.namespace, 1, device).expect("the port is relayed");
+    let (device, _wire) = world.namespace.wire("i");
+    let error = relay(&world, &world.namespace, 2, device).expect_err("too many buffers");
+    assert!(matches!(error, Error::Buffers { all: 2048, .. }));
+    assert!(error.to_string().ends_with("raise buffers"), "{error}");
+    one.send(&foreign(1));
+    assert_eq!(wire.recv(), foreign(1));
+    // There is room again when the first one has ended.
+    assert!(world.plane.unrelay(PortId(1)).expect("the relay ends"));
+    let (device, _wire) = world.namespace.wire("j");
+    relay(&world, &world.namespace, 2, device).expect("the port is relayed");
+}

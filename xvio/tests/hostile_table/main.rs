@@ -21,7 +21,7 @@ use std::time::Duration;
 use guest::raw::message;
 use guest::*;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
-use xvio::{Backend, QueuePair, TxBurst};
+use xvio::{QueuePair, TxBurst};
 
 /// Entries of a ring.
 pub(crate) const SIZE: u16 = 64;
@@ -71,6 +71,7 @@ rows! {
     indirect_tables_without_end_or_length: "QEMU #3984, CVE-2026-93683", rings::indirect;
     an_available_index_beyond_the_ring: "Firecracker #3149", rings::index_jump;
     tiny_receive_buffers_without_end: "CVE-2019-3900", rings::tiny_receive_buffers;
+    buffers_in_more_pieces_than_descriptors: "own list", rings::many_pieces;
 }
 
 /// A port with its hostile frontend, and another of the same worker with a well-behaved guest.
@@ -85,14 +86,7 @@ pub(crate) struct Bed {
 
 impl Bed {
     fn new() -> Bed {
-        let dir = tempfile::tempdir().unwrap();
-        let mut config = config(dir.path(), 1);
-        config.features.packed = true;
-        let mut port = Port {
-            socket: config.socket.clone(),
-            backend: Backend::start(config).unwrap(),
-            dir,
-        };
+        let mut port = Port::new(1);
         let pair = port.backend.take_queues().remove(0);
         let file = File::create(port.dir.path().join("sent")).unwrap();
         Bed {

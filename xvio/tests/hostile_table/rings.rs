@@ -2,7 +2,7 @@
 
 use crate::guest::*;
 use crate::{Bed, SIZE};
-use vhost::VhostBackend;
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
 use xvio::SendError;
 
 const NEXT: u16 = 1;
@@ -289,4 +289,64 @@ pub(crate) fn tiny_receive_buffers(bed: &mut Bed) {
     assert_eq!(send(bed, 14), Ok(()));
     let (ring, memory) = guest.ring(0);
     assert_eq!(ring.take_used(memory).len(), 2);
+}
+
+/// Regions of a page each: a descriptor for all of them is a buffer in as many pieces.
+const PAGES: u64 = 30;
+
+/// A guest whose high memory is cut into such regions.
+fn cut_up(bed: &Bed, layout: u64) -> Guest {
+    let guest = offer(bed, INDIRECT | layout, 1, &[], &[]);
+    let whole = guest.memory.regions();
+    let page = |n: u64| VhostUserMemoryRegionInfo {
+        guest_phys_addr: HIGH + 0x1000 * n,
+        memory_size: 0x1000,
+        userspace_addr: whole[1].userspace_addr + 0x1000 * n,
+        mmap_offset: HIGH_OFFSET + 0x1000 * n,
+        ..whole[1]
+    };
+    let mut regions = vec![whole[0]];
+    regions.extend((0..PAGES).map(page));
+    guest.frontend.set_mem_table(&regions).unwrap();
+    guest
+}
+
+pub(crate) fn many_pieces(bed: &mut Bed) {
+    let buffer = (HIGH, 0x1000 * PAGES as u32);
+    for layout in [0, PACKED] {
+        // Too many in one chain.
+        let guest = cut_up(bed, layout);
+        for at in 0..100 {
+            let entry = (buffer.0, buffer.1, NEXT, at as u16 + 1);
+            write(&guest.memory, TABLE + 16 * at, entry, layout != 0);
+        }
+        let flags = INDIRECT_FLAG | if layout == 0 { 0 } else { AVAIL };
+        let place = guest.rings[1].desc();
+        write(&guest.memory, place, (TABLE, 1600, flags, 0), layout != 0);
+        assert_eq!(bed.poll(), 0);
+        bed.assert_stopped(1, "pieces");
+        drop(guest);
+        bed.port.wait("gone", |s| !s.connected);
+
+        // Many in each of many chains: a poll ends after a few of them.
+        let mut guest = cut_up(bed, layout);
+        let (ring, memory) = guest.ring(1);
+        for _ in 0..9 {
+            ring.add(memory, &[buffer; 32], false, true).unwrap();
+        }
+        ring.expose(memory);
+        let before = bed.pair.tx.counters().snapshot().oversize;
+        for polls in 1..=3 {
+            assert_eq!(bed.poll(), 0);
+            assert!(bed.burst.worked(), "it was given something to do");
+            let oversize = bed.pair.tx.counters().snapshot().oversize;
+            assert_eq!(oversize - before, 3 * polls, "of 960 pieces each");
+        }
+        let (ring, memory) = guest.ring(1);
+        assert_eq!(ring.take_used(memory).len(), 9);
+        assert_eq!(bed.poll(), 0);
+        assert!(!bed.burst.worked());
+        drop(guest);
+        bed.port.wait("gone", |s| !s.connected);
+    }
 }
