@@ -241,10 +241,10 @@ fn lock(
 pub(crate) const BUSY_ELSEWHERE: &str =
     "a change that another process makes (perhaps the helper of an agent that was killed)";
 
-/// Whether some process is changing the device now.
+/// Whether some process is changing the device now. Those who look do not keep each other from looking.
 pub(crate) fn is_being_changed(tree: &Tree, device: &Device) -> bool {
     File::open(&tree.dir(device).0).is_ok_and(|file| {
-        let locked = Flock::lock(file, FlockArg::LockExclusiveNonblock);
+        let locked = Flock::lock(file, FlockArg::LockSharedNonblock);
         matches!(locked, Err((_, nix::errno::Errno::EWOULDBLOCK)))
     })
 }
