@@ -7,7 +7,8 @@ use super::vf_attributes;
 use super::wire::Refusal;
 use crate::address::PciAddress;
 use crate::device::Device;
-use crate::kernel::{EswitchMode, KernelError, PfState, Rate, VfSettings, VfState};
+use crate::inventory;
+use crate::kernel::{EswitchMode, KernelError, PfHealth, PfState, Rate, VfSettings, VfState};
 use crate::sysfs::{self, Dir};
 use std::collections::HashMap;
 
@@ -127,6 +128,45 @@ pub(crate) fn pf(
             .and_then(|node| u32::try_from(node).ok()),
         root_port: tree.root_port(device),
     })
+}
+
+/// What the PF says of its errors; nothing where neither the platform nor its driver counts any.
+pub(crate) fn health(tree: &Tree, device: &Device) -> Result<PfHealth, KernelError> {
+    let dir = present(tree, device)?;
+    let reporters = Devlink::open().and_then(|mut devlink| devlink.health(device));
+    Ok(PfHealth {
+        aer: inventory::aer(&dir),
+        reporters: reporters.unwrap_or_default(),
+    })
+}
+
+/// PCI NICs that are neither PFs nor VFs, from sysfs alone: nothing of it can block.
+pub(crate) fn without_sriov(tree: &Tree) -> Vec<PfState> {
+    let plain = |address: PciAddress| {
+        let (dir, device) = (tree.function(address), Device::Pci(address));
+        if dir.link_name("physfn").is_some() || tree.total_vfs(&device) > 0 {
+            return None;
+        }
+        let number = |attribute| dir.number(attribute).and_then(|n| u16::try_from(n).ok());
+        Some(PfState {
+            vendor: number("vendor").unwrap_or(0),
+            device_id: number("device").unwrap_or(0),
+            driver: driver(&dir, &device),
+            interface: interface_names(&dir).into_iter().next(),
+            mtu: None,
+            up: false,
+            total_vfs: 0,
+            num_vfs: 0,
+            autoprobe: true,
+            eswitch: None,
+            numa_node: dir
+                .number("numa_node")
+                .and_then(|node| u32::try_from(node).ok()),
+            root_port: tree.root_port(&device),
+            device,
+        })
+    };
+    tree.nics().into_iter().filter_map(plain).collect()
 }
 
 fn driver(dir: &Dir, device: &Device) -> Option<String> {

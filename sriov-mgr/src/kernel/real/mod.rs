@@ -16,7 +16,7 @@ pub(crate) mod tree;
 pub(crate) mod vf_attributes;
 pub(crate) mod wire;
 
-use super::{EswitchMode, Kernel, KernelError, PfState, VfChange, VfState};
+use super::{EswitchMode, Kernel, KernelError, PfHealth, PfState, VfChange, VfState};
 use crate::address::PciAddress;
 use crate::device::Device;
 use crate::helper::{HelperCommand, Lane, Request};
@@ -81,9 +81,14 @@ impl RealKernel {
 
     /// A change to a PCI function goes through the helper of its PF.
     fn change_function(&self, function: PciAddress, action: Action) -> Result<(), KernelError> {
+        self.change(&self.pf_of(function)?, action)
+    }
+
+    /// The PF of a function; itself where it is no VF.
+    fn pf_of(&self, function: PciAddress) -> Result<Device, KernelError> {
         let dir = look::present(&self.tree, &Device::Pci(function))?;
         let pf = dir.link_name("physfn").and_then(|name| name.parse().ok());
-        self.change(&Device::Pci(pf.unwrap_or(function)), action)
+        Ok(Device::Pci(pf.unwrap_or(function)))
     }
 
     /// The change to `pf` that hangs.
@@ -121,11 +126,23 @@ impl Kernel for RealKernel {
         Ok(self.tree.pfs())
     }
 
+    fn without_sriov(&self) -> Result<Vec<PfState>, KernelError> {
+        Ok(look::without_sriov(&self.tree))
+    }
+
     fn pf(&self, pf: &Device) -> Result<PfState, KernelError> {
         // Reading sriov_numvfs waits for the one that writes it.
         let cautious = self.hangs(pf).is_some();
         match self.ask(pf, Action::Pf { cautious })? {
             Answer::Pf(state) => Ok(state),
+            other => Err(senseless(pf, &other)),
+        }
+    }
+
+    fn health(&self, pf: &Device) -> Result<PfHealth, KernelError> {
+        self.not_hanging(pf)?;
+        match self.ask(pf, Action::Health)? {
+            Answer::Health(health) => Ok(health),
             other => Err(senseless(pf, &other)),
         }
     }
@@ -189,6 +206,14 @@ impl Kernel for RealKernel {
 
     fn reset(&self, function: PciAddress) -> Result<(), KernelError> {
         self.change_function(function, Action::Reset(function))
+    }
+
+    fn vfio_obstacles(&self, function: PciAddress) -> Result<Vec<String>, KernelError> {
+        let pf = self.pf_of(function)?;
+        match self.ask(&pf, Action::VfioObstacles(function))? {
+            Answer::VfioObstacles(obstacles) => Ok(obstacles),
+            other => Err(senseless(&pf, &other)),
+        }
     }
 
     fn holders(&self, pf: &Device, index: u32) -> Result<Vec<String>, KernelError> {
