@@ -257,18 +257,14 @@ pub(crate) fn back_to(before: &Before) -> Target {
     }
 }
 
-/// Whom `steps` disturb. `holders` are the kernel's, by VF.
+/// Whom a change disturbs that takes VFs away. `holders` are the kernel's, by VF.
 pub(crate) fn disturbed(
     state: &PfState,
     vfs: &[VfState],
     target: &Target,
-    steps: &[Step],
     allocations: &[Allocation],
     holders: &[(u32, Vec<String>)],
 ) -> Vec<Disturbed> {
-    if !steps.iter().any(Step::disturbs) {
-        return Vec::new();
-    }
     let vf = |index| VfId {
         pf: state.device.clone(),
         index,

@@ -44,9 +44,7 @@ fn status(error: Error) -> Status {
         Error::NotFound(_) => Status::not_found(text),
         Error::Exhausted(_) => Status::resource_exhausted(text),
         Error::Kernel(KernelError::Gone { .. }) => Status::not_found(text),
-        Error::Kernel(KernelError::Wedged { .. }) | Error::Unavailable(_) => {
-            Status::unavailable(text)
-        }
+        Error::Kernel(KernelError::Wedged { .. }) => Status::unavailable(text),
         Error::NotOurs { .. }
         | Error::Disturbs { .. }
         | Error::Unsupported(_)

@@ -156,16 +156,13 @@ impl Shared {
         target: &Target,
         steps: &[Step],
     ) -> Result<Vec<Disturbed>, Error> {
-        if !steps.iter().any(Step::disturbs) {
-            return Ok(Vec::new());
-        }
-        if vfs.is_empty() {
+        if vfs.is_empty() || !steps.iter().any(Step::disturbs) {
             return Ok(Vec::new());
         }
         let all = self.kernel.all_holders(&state.device)?;
         let holders: Vec<(u32, Vec<String>)> = all.into_iter().collect();
         let allocations = self.store.read(|ledger| ledger.on(&state.device));
-        Ok(disturbed(state, vfs, target, steps, &allocations, &holders))
+        Ok(disturbed(state, vfs, target, &allocations, &holders))
     }
 
     /// The PF's state; a driver that is away for a moment is waited for (R4).
