@@ -240,6 +240,7 @@ fn target(facts: &Facts<'_>, notes: &mut Vec<String>) -> Target {
 /// How a PF is now, to go back to.
 pub(crate) fn before(state: &PfState) -> Before {
     Before {
+        model: Some((state.vendor, state.device_id)),
         num_vfs: state.num_vfs,
         autoprobe: state.autoprobe,
         eswitch: state.eswitch,

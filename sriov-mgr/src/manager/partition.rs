@@ -30,18 +30,17 @@ struct Judged {
 impl Shared {
     pub(crate) fn plan(&self) -> Result<Plan, Error> {
         let mut plan = Plan::default();
-        let states = self.pf_states()?;
-        for state in &states {
+        for device in self.kernel.pfs()? {
             let refusal = |why| Refusal {
-                device: Some(state.device.clone()),
+                device: Some(device.clone()),
                 why,
             };
-            match self.judge(&state.device)? {
-                Ok(Some(judged)) => {
+            match self.judge(&device) {
+                Ok(Ok(Some(judged))) => {
                     plan.notes.extend(judged.notes.into_iter().map(refusal));
                     let steps = judged.change.map(|change| change.steps).unwrap_or_default();
                     plan.steps.extend(steps.into_iter().map(|step| PlannedStep {
-                        device: state.device.clone(),
+                        device: device.clone(),
                         what: step.to_string(),
                         disturbs: if step.disturbs() {
                             judged.disturbs.clone()
@@ -51,11 +50,14 @@ impl Shared {
                         step,
                     }));
                 }
-                Ok(None) => {}
-                Err(why) => plan.refused.push(refusal(why)),
+                Ok(Ok(None)) => {}
+                Ok(Err(why)) => plan.refused.push(refusal(why)),
+                // It went while it was looked at, or fails: the plan for the others stands.
+                Err(error) => plan.refused.push(refusal(error.to_string())),
             }
         }
-        let matched: Vec<PfState> = states
+        let matched: Vec<PfState> = self
+            .pf_states()?
             .into_iter()
             .filter(|state| self.wanted(state).is_some_and(|wanted| !wanted.external))
             .collect();

@@ -116,18 +116,22 @@ impl Shared {
         lock(&self.listeners).retain(|listener| listener.send(event.clone()).is_ok());
     }
 
-    /// Every PF that is there and answers.
+    /// Every PF that is there and answers; an error where none does and one fails. A NIC that fails is no
+    /// reason to do without the others.
     pub(crate) fn pf_states(&self) -> Result<Vec<PfState>, KernelError> {
-        let mut states = Vec::new();
+        let (mut states, mut failed) = (Vec::new(), None);
         for pf in self.kernel.pfs()? {
             match self.kernel.pf(&pf) {
                 Ok(state) => states.push(state),
-                // Gone since the list was made, or stuck: the others are still there.
+                // Gone since the list was made, or stuck.
                 Err(KernelError::Gone { .. } | KernelError::Wedged { .. }) => {}
-                Err(error) => return Err(error),
+                Err(error) => failed = failed.or(Some(error)),
             }
         }
-        Ok(states)
+        match failed {
+            Some(error) if states.is_empty() => Err(error),
+            _ => Ok(states),
+        }
     }
 
     /// Every VF of `pf`; one by one where they do not fit into one answer (R18).
