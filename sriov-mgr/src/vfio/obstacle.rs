@@ -39,6 +39,7 @@ impl FromStr for Force {
             .into_iter()
             .find(|force| force.name() == text)
             .ok_or_else(|| {
+                let text: String = text.chars().take(64).collect();
                 format!("\"{text}\" is nothing that can be forced; there are unsafe-interrupts and no-iommu")
             })
     }
