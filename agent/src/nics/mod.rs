@@ -36,6 +36,9 @@ use tokio::sync::broadcast;
 /// Events that a watcher may be behind before it misses some.
 const EVENTS: usize = 1024;
 
+/// Problems of policies that one answer holds.
+const PROBLEMS: usize = 8;
+
 /// What is said before the manager is open.
 const OPENING: &str =
     "The NICs are still being looked at after the agent's start; try again in a moment";
@@ -201,7 +204,11 @@ impl Nics {
                 Ok(())
             }
             Err(problems) => {
-                let all: Vec<String> = problems.iter().map(ToString::to_string).collect();
+                // Many policies may have many, and an error has its length.
+                let more = problems.len().saturating_sub(PROBLEMS);
+                let first = problems.iter().take(PROBLEMS).map(ToString::to_string);
+                let more = (more > 0).then(|| format!("and {more} more"));
+                let all: Vec<String> = first.chain(more).collect();
                 Err(SetError::Wrong(all.join("; ")))
             }
         }
