@@ -155,7 +155,10 @@ impl Lab {
     }
 
     async fn set(&mut self, policies: Vec<v1::NicPolicy>) -> Result<v1::NicPolicies, Status> {
-        let policies = v1::NicPolicies { policies };
+        let policies = v1::NicPolicies {
+            policies,
+            ..Default::default()
+        };
         Ok(self.client.set_policies(policies).await?.into_inner())
     }
 }

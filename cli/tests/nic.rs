@@ -37,6 +37,7 @@ impl Lab {
         let kernel = FakeKernel::builder()
             .pf(FakePf::igb(PF, "eth0"))
             .pf(FakePf::igb("0000:02:00.0", "eth1"))
+            .pf(FakePf::plain("0000:03:00.0", "eth2"))
             .build();
         let nics = Nics::new(root.path().join("nic-policies.json"));
         let mut options = Options::new(root.path().join("sriov"), kernel.clone());
@@ -153,6 +154,51 @@ async fn policies_that_do_not_fit_are_refused_whole() {
         &["numvfs", "num_vfs"],
     );
     assert_eq!(lab.ok(&["nic", "policies", "-o", "json"]).trim(), "[]");
+    lab.nics.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_without_a_nic_is_said_wherever_one_looks() {
+    let lab = Lab::start();
+    let mut plain = tenants(2);
+    plain["select"] = serde_json::json!({"pf": ["eth2"]});
+    lab.refused(
+        &[
+            "nic",
+            "policies",
+            "--set",
+            &lab.file(&serde_json::json!([plain])),
+        ],
+        2,
+        &[
+            "\"tenants\"",
+            "0000:03:00.0 (eth2)",
+            "no SR-IOV",
+            "take it out of select",
+        ],
+    );
+    let mut absent = tenants(2);
+    absent["select"] = serde_json::json!({"pf": ["eth9"]});
+    let file = lab.file(&serde_json::json!([absent]));
+    let said = "warning: Policy \"tenants\": it selects eth9, and this host has no NIC with SR-IOV of that name";
+    for words in [
+        &["nic", "policies", "--set", &file][..],
+        &["nic", "policies"],
+        &["nic", "apply"],
+    ] {
+        let run = lab.run(words);
+        assert_eq!(run.code, 0, "{run:?}");
+        assert!(run.err.contains(said), "{words:?}: {run:?}");
+    }
+    // What is printed as JSON can be set again.
+    let printed: serde_json::Value =
+        serde_json::from_str(&lab.ok(&["nic", "policies", "-o", "json"])).unwrap();
+    lab.set(&printed);
+    let plan = lab.ok(&["nic", "plan"]);
+    assert!(
+        plan.contains("Nothing is to be done") && plan.contains(said),
+        "{plan}"
+    );
     lab.nics.stop();
 }
 

@@ -181,6 +181,9 @@ fn say_applied(applied: &Applied) {
             tracing::warn!(nic, why = refusal.why, "{what}");
         }
     }
+    for warning in &applied.warnings {
+        tracing::warn!(why = warning.why, "policies");
+    }
 }
 
 /// Passes the manager's events on to whoever watches.

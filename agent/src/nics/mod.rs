@@ -175,7 +175,7 @@ impl Nics {
     }
 
     /// Replaces the policies of the API, and keeps them.
-    pub fn set_api_policies(&self, api: Vec<Policy>) -> Result<Policies, SetError> {
+    pub fn set_api_policies(&self, api: Vec<Policy>) -> Result<(), SetError> {
         let mut held = lock(&self.0.policies);
         let new = Policies {
             file: held.file.clone(),
@@ -189,8 +189,8 @@ impl Nics {
             }
             return Err(error.into());
         }
-        *held = new.clone();
-        Ok(new)
+        *held = new;
+        Ok(())
     }
 
     fn take(&self, new: &Policies) -> Result<(), SetError> {

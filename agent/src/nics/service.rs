@@ -126,11 +126,16 @@ impl From<SetError> for Status {
     }
 }
 
-fn both(policies: &super::policies::Policies) -> v1::NicPolicies {
+/// The policies of both kinds, with what they select in vain as far as that can be told now.
+fn both(nics: &Nics) -> v1::NicPolicies {
+    let policies = nics.policies();
     let file = policies.file.iter().map(|p| shown::policy(p, true));
     let api = policies.api.iter().map(|p| shown::policy(p, false));
+    let manager = nics.manager().ok();
+    let warnings = manager.and_then(|manager| manager.warnings().ok());
     v1::NicPolicies {
         policies: file.chain(api).collect(),
+        warnings: shown::notes(&warnings.unwrap_or_default()),
     }
 }
 
@@ -161,7 +166,8 @@ impl v1::sriov_server::Sriov for NicApi {
         &self,
         _: Request<v1::Empty>,
     ) -> Result<Response<v1::NicPolicies>, Status> {
-        Ok(Response::new(both(&self.nics.policies())))
+        let nics = self.nics.clone();
+        self.blocking(move || Ok(both(&nics))).await
     }
 
     async fn set_policies(
@@ -173,8 +179,11 @@ impl v1::sriov_server::Sriov for NicApi {
         list.retain(|policy| !policy.from_file);
         let policies = asked::policies(&list).map_err(Status::invalid_argument)?;
         let nics = self.nics.clone();
-        self.with(move |_| Ok(both(&nics.set_api_policies(policies)?)))
-            .await
+        self.blocking(move || {
+            nics.set_api_policies(policies)?;
+            Ok(both(&nics))
+        })
+        .await
     }
 
     async fn plan(&self, _: Request<v1::Empty>) -> Result<Response<v1::NicPlan>, Status> {

@@ -62,6 +62,9 @@ impl Shared {
             .filter(|state| self.wanted(state).is_some_and(|wanted| !wanted.external))
             .collect();
         plan.foreign = second_owner::find(&self.root, &matched);
+        let unmet = self.unmet()?;
+        plan.refused.extend(unmet.refused);
+        plan.warnings = unmet.warnings;
         Ok(plan)
     }
 
@@ -73,7 +76,13 @@ impl Shared {
     ) -> Result<Applied, Error> {
         let mut applied = Applied::default();
         let mut pfs = self.kernel.pfs()?;
-        pfs.retain(|pf| only.is_none_or(|only| only.contains(pf)));
+        match only {
+            Some(only) => pfs.retain(|pf| only.contains(pf)),
+            None => {
+                let unmet = self.unmet()?;
+                (applied.refused, applied.warnings) = (unmet.refused, unmet.warnings);
+            }
+        }
         for pf in pfs {
             let refusal = |why| Refusal {
                 device: Some(pf.clone()),
