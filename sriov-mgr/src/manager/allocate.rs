@@ -9,13 +9,21 @@ use crate::journal::{Hold, Record};
 use crate::kernel::{KernelError, PfState, VfChange, VfState};
 use crate::life::choose::{Candidate, Source, candidates};
 use crate::life::settings::mac_text;
-use crate::policy::WantedVf;
+use crate::policy::{VfDriver, WantedVf};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::sync::PoisonError;
 
 /// VFs that would fit and cannot be had, with the reason.
-type PassedOver = BTreeMap<VfId, String>;
+type PassedOver = BTreeMap<VfId, Passed>;
+
+/// Why a VF that would fit cannot be had.
+enum Passed {
+    /// Somebody has it, or it is not there any more.
+    Taken(String),
+    /// It cannot be given to vfio-pci.
+    Unfit(String),
+}
 
 impl Shared {
     pub(crate) fn allocate(&self, request: &Request) -> Result<Allocation, Error> {
@@ -122,16 +130,26 @@ impl Shared {
         &self,
         candidate: &Candidate,
         request: &Request,
-    ) -> Result<Result<Allocation, String>, Error> {
+    ) -> Result<Result<Allocation, Passed>, Error> {
         let vf = &candidate.vf;
         let state = match self.kernel.vf(&vf.pf, vf.index) {
             Ok(state) => state,
-            Err(error @ KernelError::Gone { .. }) => return Ok(Err(error.to_string())),
+            Err(error @ KernelError::Gone { .. }) => {
+                return Ok(Err(Passed::Taken(error.to_string())));
+            }
             Err(error) => return Err(error.into()),
         };
         let holders = self.kernel.holders(&vf.pf, vf.index)?;
         if !holders.is_empty() {
-            return Ok(Err(format!("{vf} is in use by {}", holders.join(", "))));
+            let why = format!("{vf} is in use by {}", holders.join(", "));
+            return Ok(Err(Passed::Taken(why)));
+        }
+        // Before anything is done to it: another VF may be in a better group.
+        if let (Some(VfDriver::Vfio), Some(address)) =
+            (request.driver.or(candidate.wanted.driver), state.address)
+            && let Some(why) = self.life().vfio_refusal(address)?
+        {
+            return Ok(Err(Passed::Unfit(format!("{vf} ({address}): {why}"))));
         }
         if let Some(mac) = &request.mac {
             self.free_mac(mac, vf)?;
@@ -139,7 +157,8 @@ impl Shared {
         let pf = self.kernel.pf(&vf.pf)?;
         let allocation = self.write_down(candidate, request, &state, &pf)?;
         let Some(allocation) = allocation else {
-            return Ok(Err(format!("{vf} was taken at the same moment")));
+            let why = format!("{vf} was taken at the same moment");
+            return Ok(Err(Passed::Taken(why)));
         };
         let hold = self.store.read(|ledger| ledger.pf(&vf.pf).hold);
         // A VF that others may have used can have stale queues (R8); ours were reset when given back.
@@ -300,7 +319,17 @@ impl Shared {
     }
 
     fn exhausted(&self, sources: &[Source], request: &Request, passed: &PassedOver) -> Error {
-        let reasons: Vec<String> = passed.values().cloned().collect();
+        let unfit = passed.values().find_map(|passed| match passed {
+            Passed::Unfit(why) => Some(why),
+            Passed::Taken(_) => None,
+        });
+        if let Some(why) = unfit {
+            return Error::Unsupported(format!("No free VF can be given to vfio-pci: {why}"));
+        }
+        let reasons: Vec<String> = passed
+            .values()
+            .map(|(Passed::Taken(why) | Passed::Unfit(why))| why.clone())
+            .collect();
         if let Some(VfChoice::Vf(vf)) = &request.device {
             return self.vf_not_to_be_had(sources, request, vf, &reasons);
         }
