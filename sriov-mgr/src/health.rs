@@ -50,6 +50,13 @@ pub enum Event {
         /// Which.
         pf: Device,
     },
+    /// A PF has counted PCI errors (AER), or its driver's health reporters say something new (devlink).
+    Health {
+        /// Which.
+        pf: Device,
+        /// What is new, and where to read more.
+        what: String,
+    },
     /// All VFs of a PF have gone.
     VfsGone {
         /// Which PF.
@@ -149,6 +156,7 @@ impl Shared {
                 Err(error) => round.problem(error.to_string()),
             }
         }
+        self.look_at_errors(&mut events)?;
         Ok(events)
     }
 

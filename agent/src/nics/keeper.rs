@@ -191,7 +191,8 @@ fn forward(nics: &Nics, events: &Receiver<Event>) {
     while let Ok(event) = events.recv() {
         let event = shown::event(&event);
         match event.kind.as_str() {
-            "pf-gone" | "driver-gone" | "pf-wedged" | "vfs-gone" | "drift" | "lost" | "failed" => {
+            "pf-gone" | "driver-gone" | "pf-wedged" | "health" | "vfs-gone" | "drift" | "lost"
+            | "failed" => {
                 tracing::warn!(event = event.kind, event.text, "NIC");
             }
             _ => tracing::info!(event = event.kind, event.text, "NIC"),

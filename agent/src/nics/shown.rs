@@ -319,6 +319,7 @@ pub fn event(event: &Event) -> v1::NicEvent {
             format!("{pf} is wedged and not touched any more: {why}"),
         ),
         Event::PfAnswers { pf } => of_pf("pf-answers", pf, format!("{pf} answers again")),
+        Event::Health { pf, what } => of_pf("health", pf, format!("{pf}: {what}")),
         Event::VfsGone { pf, count } => {
             of_pf("vfs-gone", pf, format!("The {count} VFs of {pf} are gone"))
         }

@@ -9,7 +9,7 @@ use super::{Error, Options};
 use crate::device::{Device, VfId};
 use crate::health::{Event, Seen};
 use crate::journal::{JournalError, Record, Store};
-use crate::kernel::{Kernel, KernelError, PfState, VfState};
+use crate::kernel::{Kernel, KernelError, PfHealth, PfState, VfState};
 use crate::life::choose::Source;
 use crate::life::{Life, Patience};
 use crate::policy::{Policy, Wanted, resolve};
@@ -31,6 +31,8 @@ pub(crate) struct Shared {
     claims: Mutex<HashSet<VfId>>,
     listeners: Mutex<Vec<Sender<Event>>>,
     pub(crate) seen: Mutex<BTreeMap<Device, Seen>>,
+    /// What each PF said of its errors when it was last asked.
+    pub(crate) errors: Mutex<BTreeMap<Device, PfHealth>>,
 }
 
 /// What was left by a thread that panicked is whole: each of these is changed in one go.
@@ -52,6 +54,7 @@ impl Shared {
             claims: Mutex::default(),
             listeners: Mutex::default(),
             seen: Mutex::default(),
+            errors: Mutex::default(),
         })
     }
 
