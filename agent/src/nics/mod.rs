@@ -29,6 +29,7 @@ use policies::Policies;
 use sriov_mgr::Manager;
 use sriov_mgr::policy::Policy;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use tokio::sync::broadcast;
@@ -56,6 +57,8 @@ struct Shared {
     /// What is wrong with the policies, if anything: they are not in force.
     trouble: Mutex<Vec<String>>,
     events: broadcast::Sender<v1::NicEvent>,
+    /// VFs may have gone or come since their owners were told.
+    moved: AtomicBool,
     waker: Mutex<Option<Sender<Wake>>>,
 }
 
@@ -98,6 +101,7 @@ impl Nics {
             file,
             trouble: Mutex::default(),
             events: broadcast::Sender::new(EVENTS),
+            moved: AtomicBool::new(false),
             waker: Mutex::default(),
         }))
     }
