@@ -4,8 +4,9 @@
 use agent::nics::service::NicApi;
 use agent::nics::{self, Nics, Start};
 use api::v1::sriov_server::SriovServer;
-use sriov_mgr::Options;
+use sriov_mgr::kernel::Vlan;
 use sriov_mgr::kernel::fake::{FakeKernel, FakePf};
+use sriov_mgr::{Options, Request};
 use std::path::Path;
 use std::process::Command;
 use std::sync::{Arc, mpsc};
@@ -220,6 +221,37 @@ async fn a_vf_in_use_is_not_taken_away_without_force() {
     lab.kernel.let_go(&pf, 0);
     lab.ok(&["vf", "release", "cli/testpmd"]);
     lab.ok(&["nic", "apply"]);
+    lab.nics.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_list_says_whose_a_vf_is_and_who_has_it() {
+    let lab = Lab::start();
+    lab.set(&serde_json::json!([tenants(4)]));
+    lab.ok(&["nic", "apply"]);
+    let owner = "port/3f2a9c1e-7d3b-4c51-9a6e-0b1c2d3e4f50";
+    let request = Request {
+        owner: owner.into(),
+        vlan: Some(Vlan {
+            id: 4042,
+            ..Vlan::default()
+        }),
+        ..Request::default()
+    };
+    lab.nics.manager().unwrap().allocate(&request).unwrap();
+    let pf = PF.parse().unwrap();
+    lab.kernel
+        .hold(&pf, 0, "QEMU (pid 4711, guest=web-1)", true);
+    let list = lab.ok(&["vf", "list"]);
+    assert!(list.contains("port/3f2a9c1e, VM web-1"), "{list}");
+    assert!(
+        list.lines().all(|line| line.chars().count() <= 100),
+        "{list}"
+    );
+    let vf = lab.ok(&["vf", "show", "0000:01:00.0#0"]);
+    for whole in [owner, "QEMU (pid 4711, guest=web-1)"] {
+        assert!(vf.contains(whole), "{vf}");
+    }
     lab.nics.stop();
 }
 
