@@ -61,6 +61,19 @@ impl View {
     }
 }
 
+/// What is the same of every kind of port.
+fn named(id: &str, name: &str, network: &str, desired: &Desired, host: &str) -> v1::Port {
+    let known = desired.networks.get(network);
+    v1::Port {
+        id: id.to_owned(),
+        name: name.to_owned(),
+        network: network.to_owned(),
+        network_name: known.map(|n| n.name.clone()).unwrap_or_default(),
+        host_name: host.to_owned(),
+        ..v1::Port::default()
+    }
+}
+
 /// A port of the desired state as the API shows it, without its status.
 pub fn api_port(id: &str, port: &desired::Port, desired: &Desired, host: &str) -> v1::Port {
     let mode = match port.mode {
@@ -68,15 +81,6 @@ pub fn api_port(id: &str, port: &desired::Port, desired: &Desired, host: &str) -
         desired::SocketMode::Client => v1::SocketMode::AgentConnects,
     };
     v1::Port {
-        id: id.to_owned(),
-        name: port.name.clone(),
-        network: port.network.clone(),
-        network_name: desired
-            .networks
-            .get(&port.network)
-            .map(|n| n.name.clone())
-            .unwrap_or_default(),
-        host_name: host.to_owned(),
         mac: port.mac.to_string(),
         addresses: port.addresses.iter().map(ToString::to_string).collect(),
         binding: v1::Binding::Virtio.into(),
@@ -85,29 +89,20 @@ pub fn api_port(id: &str, port: &desired::Port, desired: &Desired, host: &str) -
             queue_size: port.queue_size.into(),
             mode: mode.into(),
         }),
-        ..v1::Port::default()
+        ..named(id, &port.name, &port.network, desired, host)
     }
 }
 
 /// A port with a VF as the API shows it, without its status and without what its standby has.
 pub fn api_vf_port(id: &str, port: &desired::VfPort, desired: &Desired, host: &str) -> v1::Port {
     v1::Port {
-        id: id.to_owned(),
-        name: port.name.clone(),
-        network: port.network.clone(),
-        network_name: desired
-            .networks
-            .get(&port.network)
-            .map(|n| n.name.clone())
-            .unwrap_or_default(),
-        host_name: host.to_owned(),
         mac: port.mac.to_string(),
         addresses: port.addresses.iter().map(ToString::to_string).collect(),
         binding: v1::Binding::Sriov.into(),
         pool: port.pool.clone().unwrap_or_default(),
         standby: port.standby,
         owner: port.owner.clone(),
-        ..v1::Port::default()
+        ..named(id, &port.name, &port.network, desired, host)
     }
 }
 

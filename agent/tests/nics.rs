@@ -1,97 +1,22 @@
 //! The NICs as the agent shows and uses them: the real manager and the real API, over a kernel whose NICs fail
 //! where a test wants it. What a real kernel does is proven in the emulated machine.
 
+#[path = "support/nics.rs"]
+mod host;
+
+use agent::nics::Nics;
 use agent::nics::service::NicApi;
-use agent::nics::vf_ports::{Done, State, VfPorts, Wanted};
-use agent::nics::{self, Nics, Start};
 use api::client::{self, Target};
 use api::v1::{self, sriov_client::SriovClient, sriov_server::SriovServer};
-use flow::MacAddr;
-use sriov_mgr::kernel::fake::{FakeKernel, FakePf, Fault, Op};
-use sriov_mgr::policy::{Policy, Selector};
-use sriov_mgr::{Device, Options};
-use std::collections::BTreeMap;
-use std::path::Path;
+use host::*;
+use sriov_mgr::kernel::fake::{FakeKernel, Fault, Op};
+use sriov_mgr::policy::Policy;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
-
-const PATIENCE: Duration = Duration::from_secs(30);
-const PF: &str = "0000:01:00.0";
-
-/// A PF with seven VFs at most, and another.
-fn kernel() -> Arc<FakeKernel> {
-    FakeKernel::builder()
-        .pf(FakePf::igb(PF, "eth0"))
-        .pf(FakePf::igb("0000:02:00.0", "eth1"))
-        .build()
-}
-
-fn pf() -> Device {
-    PF.parse().unwrap()
-}
-
-/// So many VFs of eth0, in the pool of that name.
-fn policy(name: &str, num_vfs: u32) -> Policy {
-    Policy {
-        name: name.into(),
-        select: Selector {
-            pf: vec!["eth0".parse().unwrap()],
-            ..Selector::default()
-        },
-        num_vfs: Some(num_vfs),
-        pool: Some(name.into()),
-        ..Policy::default()
-    }
-}
-
-/// The NICs of an agent that has just started, when it has done what it does then.
-fn begin(dir: &Path, kernel: &Arc<FakeKernel>, file: Vec<Policy>) -> (Nics, Vec<String>) {
-    let nics = Nics::new(dir.join("nic-policies.json"));
-    let owners = start(&nics, dir, kernel, file);
-    (nics, owners.recv_timeout(PATIENCE).unwrap())
-}
-
-/// Starts them; what comes back are the owners of VFs each time when they may have moved.
-fn start(
-    nics: &Nics,
-    dir: &Path,
-    kernel: &Arc<FakeKernel>,
-    file: Vec<Policy>,
-) -> mpsc::Receiver<Vec<String>> {
-    let (moved, told) = mpsc::channel();
-    let mut options = Options::new(dir.join("sriov"), kernel.clone());
-    // Whatever else is on this machine is no part of the test.
-    options.root = dir.into();
-    let start = Start {
-        options,
-        file,
-        watch: None,
-        moved: Box::new(move |owners| {
-            let _ = moved.send(owners);
-        }),
-    };
-    nics::start(nics, start).unwrap();
-    told
-}
-
-/// Ends them: the folder is free again when this returns.
-fn end(nics: &Nics, dir: &Path, kernel: &Arc<FakeKernel>) {
-    nics.stop();
-    let until = Instant::now() + PATIENCE;
-    loop {
-        let mut options = Options::new(dir.join("sriov"), kernel.clone());
-        options.root = dir.into();
-        match sriov_mgr::Manager::open(options) {
-            Ok(_) => return,
-            Err(error) => assert!(Instant::now() < until, "{error}"),
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
 
 struct Lab {
     dir: TempDir,
@@ -155,7 +80,10 @@ impl Lab {
     }
 
     async fn set(&mut self, policies: Vec<v1::NicPolicy>) -> Result<v1::NicPolicies, Status> {
-        let policies = v1::NicPolicies { policies };
+        let policies = v1::NicPolicies {
+            policies,
+            ..Default::default()
+        };
         Ok(self.client.set_policies(policies).await?.into_inner())
     }
 }
@@ -384,174 +312,55 @@ async fn a_wedged_nic_is_named_and_the_others_go_on() {
     );
 }
 
-/// The control thread's part without the control thread: takes what ended until all is quiet.
-struct Ports {
-    ports: VfPorts,
-    done: mpsc::Receiver<Done>,
-}
-
-impl Ports {
-    fn of(nics: &Nics) -> Ports {
-        let (out, done) = mpsc::channel();
-        let out = std::sync::Mutex::new(out);
-        let tell = move |ended| {
-            let _ = out.lock().unwrap().send(ended);
+/// The agent has one thread for all that is asynchronous, and a bounded number for what blocks.
+#[tokio::test]
+async fn a_nic_that_does_not_answer_holds_up_nobody_else() {
+    let mut lab = Lab::start(Vec::new()).await;
+    let (kernel, (held, hold), (go, wait)) =
+        (lab.kernel.clone(), mpsc::channel(), mpsc::channel::<()>());
+    let stuck = std::thread::spawn(move || {
+        kernel.change_pf(&pf(), |_| {
+            held.send(()).unwrap();
+            let _ = wait.recv_timeout(PATIENCE);
+        });
+    });
+    hold.recv_timeout(PATIENCE).unwrap();
+    let began = Instant::now();
+    let mut calls = Vec::new();
+    let mut client = lab.client.clone();
+    calls.push(tokio::spawn(async move {
+        let policies = vec![asked("tenants", 2)];
+        let asked = v1::NicPolicies {
+            policies,
+            ..Default::default()
         };
-        Ports {
-            ports: VfPorts::new(nics.clone(), Arc::new(tell)),
-            done,
+        client.set_policies(asked).await.map(drop)
+    }));
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let mut client = lab.client.clone();
+    calls.push(tokio::spawn(async move {
+        client.get_policies(v1::Empty {}).await.map(drop)
+    }));
+    // More than there are threads for what blocks (tokio: 512), over more than one connection.
+    for _ in 0..4 {
+        let socket = Target::Unix(lab.dir.path().join("agent.sock"));
+        let client = client::nic_client(client::connect(&socket).await.unwrap());
+        for _ in 0..180 {
+            let mut client = client.clone();
+            calls.push(tokio::spawn(async move {
+                client.list_nics(v1::Empty {}).await.map(drop)
+            }));
         }
     }
-
-    fn want(&mut self, wanted: &[(&str, Wanted)]) {
-        let wanted: BTreeMap<_, _> = wanted
-            .iter()
-            .map(|(id, wanted)| ((*id).to_owned(), wanted.clone()))
-            .collect();
-        self.ports.retry_all();
-        self.ports.want(&wanted, Instant::now());
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let others = tokio::task::spawn_blocking(|| ());
+    let others = tokio::time::timeout(Duration::from_secs(10), others).await;
+    assert!(others.is_ok(), "no thread is left for anything else");
+    assert!(began.elapsed() < PATIENCE / 2, "{:?}", began.elapsed());
+    go.send(()).unwrap();
+    stuck.join().unwrap();
+    for call in calls {
+        call.await.unwrap().unwrap();
     }
-
-    /// Goes on until `id` is as wanted.
-    fn until(&mut self, id: &str, wanted: impl Fn(&State) -> bool) -> State {
-        loop {
-            let state = self.ports.state(id);
-            if wanted(&state) {
-                return state;
-            }
-            let done = self.done.recv_timeout(PATIENCE);
-            self.ports.take(
-                done.unwrap_or_else(|_| panic!("{id} stays {state:?}")),
-                Instant::now(),
-            );
-        }
-    }
-
-    fn vf(&mut self, id: &str) -> String {
-        match self.until(id, |state| *state != State::Pending) {
-            State::Ready(given) => given.vf,
-            other => panic!("{id}: {other:?}"),
-        }
-    }
-}
-
-fn wanted(mac: u8, vlan: u16) -> Wanted {
-    Wanted {
-        mac: MacAddr([2, 0, 0, 0, 0, mac]),
-        vlan,
-        pool: Some("tenants".into()),
-        guest: String::new(),
-    }
-}
-
-fn owners(nics: &Nics) -> Vec<String> {
-    let all = nics.manager().unwrap().allocations().into_iter();
-    all.map(|allocation| allocation.owner).collect()
-}
-
-fn until_owners(nics: &Nics, ports: &mut Ports, wanted: &[&str]) {
-    let until = Instant::now() + PATIENCE;
-    while owners(nics) != wanted {
-        assert!(Instant::now() < until, "{:?}", owners(nics));
-        if let Ok(done) = ports.done.recv_timeout(Duration::from_millis(20)) {
-            ports.ports.take(done, Instant::now());
-        }
-    }
-}
-
-#[test]
-fn a_port_keeps_its_vf_over_a_restart_and_a_deleted_one_gives_it_back() {
-    let (dir, kernel) = (tempfile::tempdir().unwrap(), kernel());
-    let file = vec![policy("tenants", 3)];
-    let (nics, _) = begin(dir.path(), &kernel, file.clone());
-    let mut ports = Ports::of(&nics);
-    ports.want(&[("a", wanted(1, 42)), ("b", wanted(2, 42))]);
-    let (a, b) = (ports.vf("a"), ports.vf("b"));
-    assert_ne!(a, b);
-    end(&nics, dir.path(), &kernel);
-
-    // Port b was deleted while the agent was away.
-    let (nics, had) = begin(dir.path(), &kernel, file);
-    assert_eq!(had, ["port/a", "port/b"]);
-    let mut ports = Ports::of(&nics);
-    ports.want(&[("a", wanted(1, 42))]);
-    ports.ports.find_leftovers(&had, Instant::now());
-    assert_eq!(ports.vf("a"), a, "the same VF");
-    until_owners(&nics, &mut ports, &["port/a"]);
-
-    // Another VLAN is set on a clean VF.
-    ports.want(&[("a", wanted(1, 43))]);
-    let vlan = |state: &State| matches!(state, State::Ready(given) if given.vlan == 43);
-    ports.until("a", vlan);
-    ports.want(&[]);
-    until_owners(&nics, &mut ports, &[]);
-    nics.stop();
-}
-
-#[test]
-fn ports_wait_for_the_vfs_that_the_start_makes() {
-    let (dir, kernel) = (tempfile::tempdir().unwrap(), kernel());
-    let nics = Nics::new(dir.path().join("nic-policies.json"));
-    // Wanted before the manager is even open.
-    let mut ports = Ports::of(&nics);
-    ports.want(&[("a", wanted(1, 0)), ("b", wanted(2, 0))]);
-    let _told = start(&nics, dir.path(), &kernel, vec![policy("tenants", 2)]);
-    assert_ne!(ports.vf("a"), ports.vf("b"), "neither has failed before");
-    nics.stop();
-}
-
-#[test]
-fn an_agent_that_ends_early_answers_those_who_wait() {
-    let nics = Nics::new("nic-policies.json".into());
-    let mut ports = Ports::of(&nics);
-    ports.want(&[("a", wanted(1, 0))]);
-    nics.stop();
-    let failed = ports.until("a", |state| *state != State::Pending);
-    assert_eq!(failed, State::Failed("The agent is stopping".into()));
-}
-
-#[test]
-fn a_nic_that_comes_later_becomes_what_the_policies_want() {
-    let (dir, kernel) = (tempfile::tempdir().unwrap(), kernel());
-    kernel.set_present(&pf(), false);
-    let (nics, _) = begin(dir.path(), &kernel, vec![policy("tenants", 2)]);
-    let mut ports = Ports::of(&nics);
-    ports.want(&[("a", wanted(1, 0))]);
-    ports.until("a", |state| matches!(state, State::Failed(_)));
-
-    let mut events = nics.events();
-    kernel.set_present(&pf(), true);
-    assert!(nics.look());
-    while events.blocking_recv().unwrap().kind != "vfs-made" {}
-    ports.want(&[("a", wanted(1, 0))]);
-    ports.until("a", |state| matches!(state, State::Ready(_)));
-    nics.stop();
-}
-
-#[test]
-fn a_port_without_a_vf_says_why_and_gets_one_later() {
-    let (dir, kernel) = (tempfile::tempdir().unwrap(), kernel());
-    let (nics, _) = begin(dir.path(), &kernel, vec![policy("tenants", 1)]);
-    let mut ports = Ports::of(&nics);
-    ports.want(&[("a", wanted(1, 0))]);
-    ports.vf("a");
-    ports.want(&[("a", wanted(1, 0)), ("b", wanted(2, 0))]);
-    let failed = ports.until("b", |state| matches!(state, State::Failed(_)));
-    let State::Failed(reason) = failed else {
-        panic!()
-    };
-    assert!(reason.contains("tenants"), "{reason}");
-    assert!(ports.ports.next_retry().is_some());
-
-    // The one that is in use is not taken away; when the guest is gone it is, and b gets it.
-    kernel.hold(&pf(), 0, "QEMU (pid 4711, guest=web-1)", true);
-    ports.want(&[("b", wanted(2, 0))]);
-    ports.until("b", |state| matches!(state, State::Failed(_)));
-    assert_eq!(owners(&nics), ["port/a"]);
-    kernel.let_go(&pf(), 0);
-    ports.want(&[("b", wanted(2, 0))]);
-    until_owners(&nics, &mut ports, &[]);
-    ports.want(&[("b", wanted(2, 0))]);
-    until_owners(&nics, &mut ports, &["port/b"]);
-    nics.stop();
+    assert!(!lab.plan().await.steps.is_empty(), "the policy is in force");
 }

@@ -4,8 +4,9 @@
 use agent::nics::service::NicApi;
 use agent::nics::{self, Nics, Start};
 use api::v1::sriov_server::SriovServer;
-use sriov_mgr::Options;
+use sriov_mgr::kernel::Vlan;
 use sriov_mgr::kernel::fake::{FakeKernel, FakePf};
+use sriov_mgr::{Options, Request};
 use std::path::Path;
 use std::process::Command;
 use std::sync::{Arc, mpsc};
@@ -37,6 +38,7 @@ impl Lab {
         let kernel = FakeKernel::builder()
             .pf(FakePf::igb(PF, "eth0"))
             .pf(FakePf::igb("0000:02:00.0", "eth1"))
+            .pf(FakePf::plain("0000:03:00.0", "eth2"))
             .build();
         let nics = Nics::new(root.path().join("nic-policies.json"));
         let mut options = Options::new(root.path().join("sriov"), kernel.clone());
@@ -157,6 +159,51 @@ async fn policies_that_do_not_fit_are_refused_whole() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_policy_without_a_nic_is_said_wherever_one_looks() {
+    let lab = Lab::start();
+    let mut plain = tenants(2);
+    plain["select"] = serde_json::json!({"pf": ["eth2"]});
+    lab.refused(
+        &[
+            "nic",
+            "policies",
+            "--set",
+            &lab.file(&serde_json::json!([plain])),
+        ],
+        2,
+        &[
+            "\"tenants\"",
+            "0000:03:00.0 (eth2)",
+            "no SR-IOV",
+            "take it out of select",
+        ],
+    );
+    let mut absent = tenants(2);
+    absent["select"] = serde_json::json!({"pf": ["eth9"]});
+    let file = lab.file(&serde_json::json!([absent]));
+    let said = "warning: Policy \"tenants\": it selects eth9, and this host has no NIC with SR-IOV of that name";
+    for words in [
+        &["nic", "policies", "--set", &file][..],
+        &["nic", "policies"],
+        &["nic", "apply"],
+    ] {
+        let run = lab.run(words);
+        assert_eq!(run.code, 0, "{run:?}");
+        assert!(run.err.contains(said), "{words:?}: {run:?}");
+    }
+    // What is printed as JSON can be set again.
+    let printed: serde_json::Value =
+        serde_json::from_str(&lab.ok(&["nic", "policies", "-o", "json"])).unwrap();
+    lab.set(&printed);
+    let plan = lab.ok(&["nic", "plan"]);
+    assert!(
+        plan.contains("Nothing is to be done") && plan.contains(said),
+        "{plan}"
+    );
+    lab.nics.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_vf_in_use_is_not_taken_away_without_force() {
     let lab = Lab::start();
     lab.set(&serde_json::json!([tenants(4)]));
@@ -174,6 +221,37 @@ async fn a_vf_in_use_is_not_taken_away_without_force() {
     lab.kernel.let_go(&pf, 0);
     lab.ok(&["vf", "release", "cli/testpmd"]);
     lab.ok(&["nic", "apply"]);
+    lab.nics.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_list_says_whose_a_vf_is_and_who_has_it() {
+    let lab = Lab::start();
+    lab.set(&serde_json::json!([tenants(4)]));
+    lab.ok(&["nic", "apply"]);
+    let owner = "port/3f2a9c1e-7d3b-4c51-9a6e-0b1c2d3e4f50";
+    let request = Request {
+        owner: owner.into(),
+        vlan: Some(Vlan {
+            id: 4042,
+            ..Vlan::default()
+        }),
+        ..Request::default()
+    };
+    lab.nics.manager().unwrap().allocate(&request).unwrap();
+    let pf = PF.parse().unwrap();
+    lab.kernel
+        .hold(&pf, 0, "QEMU (pid 4711, guest=web-1)", true);
+    let list = lab.ok(&["vf", "list"]);
+    assert!(list.contains("port/3f2a9c1e, VM web-1"), "{list}");
+    assert!(
+        list.lines().all(|line| line.chars().count() <= 100),
+        "{list}"
+    );
+    let vf = lab.ok(&["vf", "show", "0000:01:00.0#0"]);
+    for whole in [owner, "QEMU (pid 4711, guest=web-1)"] {
+        assert!(vf.contains(whole), "{vf}");
+    }
     lab.nics.stop();
 }
 

@@ -14,6 +14,7 @@ use crate::life::wait_for;
 use crate::manager::Error;
 use crate::manager::shared::{Shared, lock};
 use crate::plan::{Disturbed, Facts, before, plan_pf};
+use crate::policy::label;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::sync::PoisonError;
@@ -48,6 +49,13 @@ pub enum Event {
     PfAnswers {
         /// Which.
         pf: Device,
+    },
+    /// A PF has counted PCI errors (AER), or its driver's health reporters say something new (devlink).
+    Health {
+        /// Which.
+        pf: Device,
+        /// What is new, and where to read more.
+        what: String,
     },
     /// All VFs of a PF have gone.
     VfsGone {
@@ -148,6 +156,7 @@ impl Shared {
                 Err(error) => round.problem(error.to_string()),
             }
         }
+        self.look_at_errors(&mut events)?;
         Ok(events)
     }
 
@@ -417,6 +426,17 @@ impl Round<'_> {
     /// What the policies want; without any, what there was.
     fn target(&self, state: &PfState, entry: &PfEntry) -> Result<Option<Target>, String> {
         let Some(wanted) = self.shared.wanted(state) else {
+            // Cards are moved, and then addresses change at the next start.
+            let model = entry.before.model;
+            if model.is_some_and(|model| model != (state.vendor, state.device_id)) {
+                return Err(format!(
+                    "{} is another NIC than the one that had {} VFs at this address, and no policy selects it; select \
+                     it in a policy, or give the address up (`ferrovia nic disown {}`)",
+                    label(state),
+                    entry.num_vfs,
+                    state.device
+                ));
+            }
             return Ok(Some(Target {
                 num_vfs: entry.num_vfs,
                 up: true,
@@ -433,10 +453,10 @@ impl Round<'_> {
         Ok(plan_pf(&facts)?.change.map(|change| change.target))
     }
 
-    /// VFs that were kept back because they could not be cleaned.
+    /// VFs that were kept back because they could not be cleaned, or not be made ready and not be undone.
     fn finish_releases(&mut self) -> Result<(), Error> {
         let stuck = self.shared.store.read(|ledger| ledger.on(self.pf));
-        for allocation in stuck.iter().filter(|a| a.phase.releasing()) {
+        for allocation in stuck.iter().filter(|a| a.phase != Phase::InUse) {
             // Whoever has the PF to itself has no other call about its VFs beside it.
             let held = self.shared.holders_left(allocation)?;
             if !held.is_empty() {

@@ -10,6 +10,7 @@
 //! | `journal` | what was begun and who has what, on disk before it happens |
 //! | `life` | what is done to one VF between free and free again |
 //! | `recovery`, `health` | finishing or undoing after a crash; VFs and PFs that go and come back |
+//! | `errors` | PCI errors and health reporters of PFs: what is new since the last look |
 //! | [`manager`] | all of it together, safe for many threads |
 //! | [`kernel`] | the one door to the kernel: [`kernel::real`], and a fake one that fails where a test wants it to |
 //! | [`vfio`] | whether a VF can be given to user space, and whether it works |
@@ -59,6 +60,7 @@
 mod address;
 mod allocation;
 mod device;
+mod errors;
 mod ethtool;
 mod health;
 pub mod helper;

@@ -18,6 +18,8 @@ pub struct Plan {
     pub refused: Vec<Refusal>,
     /// What differs from a policy and is right so.
     pub notes: Vec<Refusal>,
+    /// What policies select and this host does not have now.
+    pub warnings: Vec<Refusal>,
     /// Who else may change these PFs.
     pub foreign: Vec<SecondOwner>,
 }
@@ -105,13 +107,15 @@ impl fmt::Display for Plan {
         for refusal in &self.refused {
             writeln!(f, "Refused: {}", refusal.why)?;
         }
-        for note in &self.notes {
-            writeln!(f, "Note: {}", note.why)?;
+        for (what, list) in [("Note", &self.notes), ("Warning", &self.warnings)] {
+            for one in list {
+                writeln!(f, "{what}: {}", one.why)?;
+            }
         }
         for owner in &self.foreign {
             writeln!(f, "Second owner of {}: {}", owner.device, owner.why)?;
         }
-        if self.steps.is_empty() && self.refused.is_empty() {
+        if self.steps.is_empty() && self.refused.is_empty() && self.warnings.is_empty() {
             writeln!(f, "All is as the policies want it.")?;
         }
         Ok(())
@@ -240,6 +244,7 @@ fn target(facts: &Facts<'_>, notes: &mut Vec<String>) -> Target {
 /// How a PF is now, to go back to.
 pub(crate) fn before(state: &PfState) -> Before {
     Before {
+        model: Some((state.vendor, state.device_id)),
         num_vfs: state.num_vfs,
         autoprobe: state.autoprobe,
         eswitch: state.eswitch,
@@ -257,18 +262,14 @@ pub(crate) fn back_to(before: &Before) -> Target {
     }
 }
 
-/// Whom `steps` disturb. `holders` are the kernel's, by VF.
+/// Whom a change disturbs that takes VFs away. `holders` are the kernel's, by VF.
 pub(crate) fn disturbed(
     state: &PfState,
     vfs: &[VfState],
     target: &Target,
-    steps: &[Step],
     allocations: &[Allocation],
     holders: &[(u32, Vec<String>)],
 ) -> Vec<Disturbed> {
-    if !steps.iter().any(Step::disturbs) {
-        return Vec::new();
-    }
     let vf = |index| VfId {
         pf: state.device.clone(),
         index,

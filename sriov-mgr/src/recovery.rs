@@ -24,7 +24,7 @@ impl Shared {
         for allocation in self.allocations() {
             self.recover_vf(&allocation, &mut recovered)?;
         }
-        self.clear_traces(&mut recovered)?;
+        self.clear_traces(&mut recovered);
         Ok(recovered)
     }
 
@@ -115,15 +115,24 @@ impl Shared {
 
     /// A change of drivers that was cut off leaves a driver_override on a VF without a driver (R12). Only on
     /// free VFs of PFs that are ours.
-    fn clear_traces(&self, recovered: &mut Recovered) -> Result<(), Error> {
-        for state in self.pf_states()? {
+    fn clear_traces(&self, recovered: &mut Recovered) {
+        // NICs come and go, also now: what cannot be read is no reason not to manage the others.
+        let states = self.pf_states().unwrap_or_else(|error| {
+            recovered.open.push(error.to_string());
+            Vec::new()
+        });
+        for state in states {
             let pf = &state.device;
             let ours = self.store.read(|ledger| ledger.pf(pf).ours(state.num_vfs));
             if !ours || state.num_vfs == 0 || self.kernel.wedged(pf).is_some() {
                 continue;
             }
             let allocations = self.store.read(|ledger| ledger.on(pf));
-            for vf in self.vf_states(pf)? {
+            let vfs = self.vf_states(pf).unwrap_or_else(|error| {
+                recovered.open.push(error.to_string());
+                Vec::new()
+            });
+            for vf in vfs {
                 let free = allocations.iter().all(|a| a.vf.index != vf.index);
                 let (Some(address), Some(driver)) = (vf.address, &vf.driver_override) else {
                     continue;
@@ -140,6 +149,5 @@ impl Shared {
                 }
             }
         }
-        Ok(())
     }
 }

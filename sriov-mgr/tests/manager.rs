@@ -2,11 +2,11 @@
 
 mod support;
 
-use sriov_mgr::kernel::fake::FakePf;
-use sriov_mgr::kernel::{Rate, VfLinkState, Vlan};
+use sriov_mgr::kernel::fake::{FakePf, Fault, Op};
+use sriov_mgr::kernel::{Kernel, PfHealth, Rate, VfLinkState, Vlan};
 use sriov_mgr::manager::Error;
-use sriov_mgr::policy::Policy;
-use sriov_mgr::{Device, Request};
+use sriov_mgr::policy::{Policy, VfDriver};
+use sriov_mgr::{AerCounts, Device, Event, Reporter, Request};
 use support::*;
 
 /// What the NIC does not have is skipped where nobody asked for it, and a sentence where somebody did.
@@ -144,6 +144,102 @@ fn a_request_gets_the_vf_that_suits_it_best() {
 }
 
 #[test]
+fn a_vf_that_is_not_viable_is_not_bound_to_vfio_and_every_reason_is_said() {
+    let host = Host::two_igbs();
+    let manager = host.partitioned(1);
+    let against = [
+        "VF 0000:01:10.0 is in IOMMU group 12 with 0000:01:10.2, which is still bound to igbvf; unbind it or enable ACS",
+        "VF 0000:01:10.0 cannot be reset",
+    ];
+    let obstacles = |pf: &str, said: &[&str]| {
+        let said = said.iter().map(|text| (*text).to_owned()).collect();
+        host.kernel
+            .change_pf(&device(pf), |nic| nic.vfio_obstacles = said);
+    };
+    // There is another VF without them.
+    obstacles(PF, &against);
+    host.kernel.forget_calls();
+    assert_eq!(allocate(&manager, &request("a")).vf.pf, device(OTHER));
+    let error = manager.allocate(&request("b")).unwrap_err();
+    assert!(matches!(error, Error::Unsupported(_)), "{error}");
+    for said in against.iter().chain(&["0000:01:00.0#0"]) {
+        assert!(error.to_string().contains(said), "{said} in {error}");
+    }
+    let touched: Vec<String> = host.kernel.writes();
+    assert!(
+        !touched.iter().any(|write| write.contains("0000:01:")),
+        "{touched:?}"
+    );
+    // Without vfio-pci the group is of no importance.
+    let bare = Request {
+        driver: Some(VfDriver::Kernel),
+        ..request("b")
+    };
+    assert_eq!(allocate(&manager, &bare).vf.pf, device(PF));
+
+    // A VF that was made anew is asked about anew.
+    obstacles(OTHER, &against[..1]);
+    host.kernel.bind_pf(&device(OTHER), false);
+    host.kernel.bind_pf(&device(OTHER), true);
+    let events = manager.reconcile().unwrap();
+    let said = |event: &Event| match event {
+        Event::Failed { why, .. } => why.contains("cannot be given to vfio-pci: VF 0000:01:10.0"),
+        _ => false,
+    };
+    assert!(events.iter().any(said), "{events:?}");
+    let driver = || host.kernel.vf(&device(OTHER), 0).unwrap().driver;
+    assert_eq!(driver(), None);
+    obstacles(OTHER, &[]);
+    manager.reconcile().unwrap();
+    assert_eq!(driver().as_deref(), Some("vfio-pci"));
+}
+
+#[test]
+fn a_nic_that_counts_errors_raises_an_event() {
+    let host = Host::two_igbs();
+    let manager = host.partitioned(1);
+    let heard = manager.subscribe();
+    assert_eq!(manager.reconcile().unwrap(), []);
+    // Also one that nobody has partitioned.
+    set(&manager, []);
+    let ill = PfHealth {
+        aer: Some(AerCounts::default()),
+        reporters: vec![Reporter {
+            name: "fw".into(),
+            healthy: false,
+            errors: 1,
+            recoveries: 0,
+        }],
+    };
+    let state = |health: PfHealth| {
+        host.kernel
+            .change_pf(&device(OTHER), |nic| nic.health = health);
+        manager.reconcile().unwrap()
+    };
+    let events = state(ill.clone());
+    assert!(
+        matches!(&events[..], [Event::Health { pf, what }] if *pf == device(OTHER) && what.contains("fw is not well")),
+        "{events:?}"
+    );
+    assert_eq!(heard.try_iter().collect::<Vec<_>>(), events);
+    assert_eq!(state(ill.clone()), [], "each thing is said once");
+    let aer = Some(AerCounts {
+        fatal: 1,
+        ..AerCounts::default()
+    });
+    let events = state(PfHealth { aer, ..ill.clone() });
+    assert!(
+        matches!(&events[..], [Event::Health { what, .. }] if what.contains("1 fatal")),
+        "{events:?}"
+    );
+    // One that cannot be asked keeps nobody from the rest.
+    host.kernel.fail(Op::Health, PF, 0, Fault::Errno(5));
+    assert!(matches!(state(PfHealth::default())[..], []));
+    let events = state(ill);
+    assert!(matches!(events[..], [Event::Health { .. }]), "{events:?}");
+}
+
+#[test]
 fn nonsense_is_refused_before_anything_is_done() {
     let host = Host::igb();
     let manager = host.partitioned(1);
@@ -161,6 +257,38 @@ fn nonsense_is_refused_before_anything_is_done() {
     bad(&|r| r.mac = Some([0; 6]));
     bad(&|r| r.vlan = Some(vlan(4095)));
     bad(&|r| r.rate = Some(Rate { min: 2, max: 1 }));
+    assert_eq!(host.kernel.writes(), [""; 0]);
+}
+
+#[test]
+fn a_policy_for_a_nic_without_sriov_is_refused_and_one_for_no_nic_is_warned_of() {
+    let host = Host::new([FakePf::igb(PF, "eth0"), FakePf::plain(OTHER, "eth2")]);
+    let manager = host.open();
+    let of = |name: &str| Policy {
+        select: select(name),
+        ..pool("p", "net", 2)
+    };
+    let refused = manager.set_policies(vec![of("eth2")]).unwrap_err();
+    let refused = refused[0].to_string();
+    for word in ["\"p\"", "0000:02:00.0 (eth2)", "no SR-IOV", "take it out"] {
+        assert!(refused.contains(word), "{word} in {refused}");
+    }
+    set(&manager, [of("eth9")]);
+    let plan = manager.plan().unwrap();
+    assert!(plan.is_empty() && plan.refused.is_empty(), "{plan}");
+    let said = &plan.warnings[0].why;
+    assert!(said.contains("\"p\"") && said.contains("eth9"), "{said}");
+    let outcome = applied(&manager, false);
+    assert_eq!(outcome.warnings, plan.warnings);
+    assert_eq!(manager.warnings().unwrap(), plan.warnings);
+
+    // It comes, and cannot have VFs.
+    host.kernel
+        .change_pf(&device(OTHER), |nic| nic.interface = "eth9".into());
+    let plan = manager.plan().unwrap();
+    assert_eq!(plan.warnings, []);
+    assert_eq!(plan.refused[0].device, Some(device(OTHER)));
+    assert!(!apply(&manager, false).complete());
     assert_eq!(host.kernel.writes(), [""; 0]);
 }
 

@@ -6,6 +6,7 @@ use sriov_mgr::kernel::{EswitchMode, Rate, VfLinkState, Vlan, VlanProtocol};
 use sriov_mgr::manager::{PfView, VfView};
 use sriov_mgr::policy::{Policy, Selector, VfDefaults, VfDriver};
 use sriov_mgr::{Device, PciAddress, Request, VfChoice};
+use std::collections::BTreeSet;
 
 /// What a caller's text looks like in a message.
 fn shown(text: &str) -> String {
@@ -59,6 +60,17 @@ pub fn policies(list: &[v1::NicPolicy]) -> Result<Vec<Policy>, String> {
         return Err(format!(
             "{} policies are more than {MOST}; send fewer",
             list.len()
+        ));
+    }
+    // Each is compared with each: the whole is bounded, not each list.
+    const NAMES: usize = 4096;
+    let selects = list.iter().filter_map(|policy| policy.select.as_ref());
+    let names: usize = selects
+        .map(|select| select.pf.len() + select.address.len())
+        .sum();
+    if names > NAMES {
+        return Err(format!(
+            "The policies name {names} PFs, more than {NAMES}; select by vendor or driver, or send fewer"
         ));
     }
     list.iter().map(policy).collect()
@@ -123,11 +135,14 @@ fn selector(asked: Option<&v1::NicSelector>, of: &str) -> Result<Selector, Strin
     Ok(Selector {
         vendor: id(asked.vendor, "vendor")?,
         device: id(asked.device, "device")?,
-        driver: (!asked.driver.is_empty()).then(|| asked.driver.clone()),
+        driver: match asked.driver.as_str() {
+            "" => None,
+            text => Some(short(text, "driver", of)?.to_owned()),
+        },
         pf: asked
             .pf
             .iter()
-            .map(|text| text.parse().map_err(because(of)))
+            .map(|text| short(text, "PF", of)?.parse().map_err(because(of)))
             .collect::<Result<_, String>>()?,
         address: parsed(&asked.address)?,
         root_port: match asked.root_port.as_str() {
@@ -136,6 +151,17 @@ fn selector(asked: Option<&v1::NicSelector>, of: &str) -> Result<Selector, Strin
         },
         numa_node: asked.numa_node,
     })
+}
+
+/// A name that can stand in a message and in a list.
+fn short<'t>(text: &'t str, what: &str, of: &str) -> Result<&'t str, String> {
+    if text.len() <= 64 && !text.contains(char::is_control) {
+        return Ok(text);
+    }
+    Err(format!(
+        "The {what} \"{}\" {of} is no name; write at most 64 printable characters",
+        shown(text)
+    ))
 }
 
 fn because<E: std::fmt::Display>(of: &str) -> impl Fn(E) -> String {
@@ -217,6 +243,12 @@ pub fn request(
 ) -> Result<Request, String> {
     owner(&asked.owner)?;
     let of = format!("for {}", asked.owner);
+    if !asked.pool.is_empty() && !valid_name(&asked.pool) {
+        return Err(format!(
+            "\"{}\" {of} cannot be a pool's name; use 1 to 63 of a-z, 0-9 and -, starting with a letter",
+            shown(&asked.pool)
+        ));
+    }
     let device = match asked.vf.as_str() {
         "" => None,
         name => Some(VfChoice::Vf(
@@ -241,6 +273,8 @@ pub fn request(
             .map(|pf| pf.state.device.clone())
             .ok_or_else(|| no_nic(name))
     });
+    // It is kept in the journal: each PF once, however often it is named.
+    let avoid: BTreeSet<Device> = avoid.collect::<Result<_, _>>()?;
     let settings = defaults(asked.settings.as_ref(), &of)?;
     let vlan = settings.vlan.map(|id| Vlan {
         id,
@@ -252,7 +286,7 @@ pub fn request(
         pool: (!asked.pool.is_empty()).then(|| asked.pool.clone()),
         device,
         numa_node: asked.numa_node,
-        avoid_pfs: avoid.collect::<Result<_, _>>()?,
+        avoid_pfs: avoid.into_iter().collect(),
         mac,
         vlan,
         rate: settings.rate,
@@ -351,6 +385,30 @@ mod tests {
         }
         assert!(wrong(&|p| p.name = "No Name".into()).contains("\"No Name\""));
         assert!(wrong(&|p| p.pool = "No Pool".into()).contains("\"No Pool\""));
+    }
+
+    #[test]
+    fn lists_and_names_without_end_are_refused_in_a_short_sentence() {
+        let long = "x".repeat(1 << 20);
+        let mut policy = asked();
+        let select = policy.select.as_mut().unwrap();
+        select.pf = vec!["eth0".into(); 5000];
+        let said = policies(&[policy.clone()]).unwrap_err();
+        assert!(said.contains("4096"), "{said}");
+        for pf in [&long, "eth\u{1b}[31m"] {
+            policy.select.as_mut().unwrap().pf = vec![pf.into()];
+            let said = policies(&[policy.clone()]).unwrap_err();
+            assert!(said.len() < 300 && !said.contains('\u{1b}'), "{said}");
+        }
+        policy.select.as_mut().unwrap().pf.clear();
+        policy.select.as_mut().unwrap().driver = long.clone();
+        assert!(policies(&[policy]).unwrap_err().len() < 300);
+        let request = v1::AllocateVfRequest {
+            owner: "cli/a".into(),
+            pool: long,
+            ..Default::default()
+        };
+        assert!(super::request(&request, &[], &[]).unwrap_err().len() < 300);
     }
 
     #[test]

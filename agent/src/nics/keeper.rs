@@ -8,6 +8,7 @@ use sriov_mgr::policy::Policy;
 use sriov_mgr::{Device, Event, Manager};
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::Duration;
 
@@ -181,14 +182,23 @@ fn say_applied(applied: &Applied) {
             tracing::warn!(nic, why = refusal.why, "{what}");
         }
     }
+    for warning in &applied.warnings {
+        tracing::warn!(why = warning.why, "policies");
+    }
 }
 
 /// Passes the manager's events on to whoever watches.
 fn forward(nics: &Nics, events: &Receiver<Event>) {
     while let Ok(event) = events.recv() {
+        if moves_vfs(&event) {
+            // Also when an operator did it: ports ask for their VFs again.
+            nics.0.moved.store(true, Ordering::Release);
+            nics.look();
+        }
         let event = shown::event(&event);
         match event.kind.as_str() {
-            "pf-gone" | "driver-gone" | "pf-wedged" | "vfs-gone" | "drift" | "lost" | "failed" => {
+            "pf-gone" | "driver-gone" | "pf-wedged" | "health" | "vfs-gone" | "drift" | "lost"
+            | "failed" => {
                 tracing::warn!(event = event.kind, event.text, "NIC");
             }
             _ => tracing::info!(event = event.kind, event.text, "NIC"),
@@ -218,9 +228,9 @@ fn run(
     let mut last_error = String::new();
     while wait(nics, manager, wakes) {
         match look(manager, &mut known) {
-            Ok(has_moved) => {
+            Ok(is_new) => {
                 last_error.clear();
-                if has_moved {
+                if nics.0.moved.swap(false, Ordering::AcqRel) || is_new {
                     moved(owners(manager));
                 }
             }
@@ -236,9 +246,9 @@ fn run(
 }
 
 /// Compares the NICs with what is wanted. On those that are new, what the policies want is done as at the
-/// agent's start. Whether VFs may be others now.
+/// agent's start. Whether there are any.
 fn look(manager: &Manager, known: &mut BTreeSet<Device>) -> Result<bool, ManagerError> {
-    let events = manager.reconcile()?;
+    manager.reconcile()?;
     let now = pfs(manager)?;
     let new: BTreeSet<Device> = now.difference(known).cloned().collect();
     *known = now;
@@ -248,7 +258,7 @@ fn look(manager: &Manager, known: &mut BTreeSet<Device>) -> Result<bool, Manager
     if !new.is_empty() {
         apply(manager, Some(&new));
     }
-    Ok(!new.is_empty() || events.iter().any(moves_vfs))
+    Ok(!new.is_empty())
 }
 
 /// Sleeps until something happened, or until it is time to look anyhow: where there is no PF and no policy

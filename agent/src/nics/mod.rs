@@ -29,12 +29,16 @@ use policies::Policies;
 use sriov_mgr::Manager;
 use sriov_mgr::policy::Policy;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use tokio::sync::broadcast;
 
 /// Events that a watcher may be behind before it misses some.
 const EVENTS: usize = 1024;
+
+/// Problems of policies that one answer holds.
+const PROBLEMS: usize = 8;
 
 /// What is said before the manager is open.
 const OPENING: &str =
@@ -53,6 +57,8 @@ struct Shared {
     /// What is wrong with the policies, if anything: they are not in force.
     trouble: Mutex<Vec<String>>,
     events: broadcast::Sender<v1::NicEvent>,
+    /// VFs may have gone or come since their owners were told.
+    moved: AtomicBool,
     waker: Mutex<Option<Sender<Wake>>>,
 }
 
@@ -95,6 +101,7 @@ impl Nics {
             file,
             trouble: Mutex::default(),
             events: broadcast::Sender::new(EVENTS),
+            moved: AtomicBool::new(false),
             waker: Mutex::default(),
         }))
     }
@@ -172,7 +179,7 @@ impl Nics {
     }
 
     /// Replaces the policies of the API, and keeps them.
-    pub fn set_api_policies(&self, api: Vec<Policy>) -> Result<Policies, SetError> {
+    pub fn set_api_policies(&self, api: Vec<Policy>) -> Result<(), SetError> {
         let mut held = lock(&self.0.policies);
         let new = Policies {
             file: held.file.clone(),
@@ -186,8 +193,8 @@ impl Nics {
             }
             return Err(error.into());
         }
-        *held = new.clone();
-        Ok(new)
+        *held = new;
+        Ok(())
     }
 
     fn take(&self, new: &Policies) -> Result<(), SetError> {
@@ -201,7 +208,11 @@ impl Nics {
                 Ok(())
             }
             Err(problems) => {
-                let all: Vec<String> = problems.iter().map(ToString::to_string).collect();
+                // Many policies may have many, and an error has its length.
+                let more = problems.len().saturating_sub(PROBLEMS);
+                let first = problems.iter().take(PROBLEMS).map(ToString::to_string);
+                let more = (more > 0).then(|| format!("and {more} more"));
+                let all: Vec<String> = first.chain(more).collect();
                 Err(SetError::Wrong(all.join("; ")))
             }
         }

@@ -8,20 +8,31 @@ use sriov_mgr::kernel::KernelError;
 use sriov_mgr::manager::{Error, PfView, VfView};
 use sriov_mgr::{Device, Manager};
 use std::pin::Pin;
-use tokio::sync::{broadcast, mpsc};
+use std::sync::Arc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, mpsc};
 use tokio_stream::Stream;
-use tokio_stream::wrappers::UnboundedReceiverStream;
+use tokio_stream::wrappers::{ReceiverStream, UnboundedReceiverStream};
 use tonic::{Request, Response, Status};
+
+/// Calls that are at work at the same time. Each may wait for a NIC that hangs, on a thread that others of this
+/// process need too; further calls wait their turn.
+const AT_ONCE: usize = 32;
+/// Events that wait for a watcher who does not read.
+const UNREAD: usize = 64;
 
 /// The service.
 pub struct NicApi {
     nics: Nics,
+    turns: Arc<Semaphore>,
 }
 
 impl NicApi {
     /// Answers for these NICs.
     pub fn new(nics: Nics) -> NicApi {
-        NicApi { nics }
+        NicApi {
+            nics,
+            turns: Arc::new(Semaphore::new(AT_ONCE)),
+        }
     }
 
     /// Does something with the manager on a thread for blocking work.
@@ -30,10 +41,31 @@ impl NicApi {
         work: impl FnOnce(&Manager) -> Result<T, Status> + Send + 'static,
     ) -> Result<Response<T>, Status> {
         let manager = self.nics.manager().map_err(Status::unavailable)?;
-        let done = tokio::task::spawn_blocking(move || work(&manager)).await;
-        done.map_err(|_| Status::internal("The agent is stopping"))?
-            .map(Response::new)
+        self.blocking(move || work(&manager)).await
     }
+
+    /// Does something that may wait for a NIC, or for somebody who does, on a thread for blocking work.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, Status> + Send + 'static,
+    ) -> Result<Response<T>, Status> {
+        let turn = self.turn().await?;
+        let work = move || {
+            let _turn = turn;
+            work()
+        };
+        let done = tokio::task::spawn_blocking(work).await;
+        done.map_err(|_| stopping())?.map(Response::new)
+    }
+
+    async fn turn(&self) -> Result<OwnedSemaphorePermit, Status> {
+        let turn = Arc::clone(&self.turns).acquire_owned().await;
+        turn.map_err(|_| stopping())
+    }
+}
+
+fn stopping() -> Status {
+    Status::internal("The agent is stopping")
 }
 
 /// The manager's errors by what the caller can do about them.
@@ -44,9 +76,7 @@ fn status(error: Error) -> Status {
         Error::NotFound(_) => Status::not_found(text),
         Error::Exhausted(_) => Status::resource_exhausted(text),
         Error::Kernel(KernelError::Gone { .. }) => Status::not_found(text),
-        Error::Kernel(KernelError::Wedged { .. }) | Error::Unavailable(_) => {
-            Status::unavailable(text)
-        }
+        Error::Kernel(KernelError::Wedged { .. }) => Status::unavailable(text),
         Error::NotOurs { .. }
         | Error::Disturbs { .. }
         | Error::Unsupported(_)
@@ -96,11 +126,16 @@ impl From<SetError> for Status {
     }
 }
 
-fn both(policies: &super::policies::Policies) -> v1::NicPolicies {
+/// The policies of both kinds, with what they select in vain as far as that can be told now.
+fn both(nics: &Nics) -> v1::NicPolicies {
+    let policies = nics.policies();
     let file = policies.file.iter().map(|p| shown::policy(p, true));
     let api = policies.api.iter().map(|p| shown::policy(p, false));
+    let manager = nics.manager().ok();
+    let warnings = manager.and_then(|manager| manager.warnings().ok());
     v1::NicPolicies {
         policies: file.chain(api).collect(),
+        warnings: shown::notes(&warnings.unwrap_or_default()),
     }
 }
 
@@ -131,7 +166,8 @@ impl v1::sriov_server::Sriov for NicApi {
         &self,
         _: Request<v1::Empty>,
     ) -> Result<Response<v1::NicPolicies>, Status> {
-        Ok(Response::new(both(&self.nics.policies())))
+        let nics = self.nics.clone();
+        self.blocking(move || Ok(both(&nics))).await
     }
 
     async fn set_policies(
@@ -143,8 +179,11 @@ impl v1::sriov_server::Sriov for NicApi {
         list.retain(|policy| !policy.from_file);
         let policies = asked::policies(&list).map_err(Status::invalid_argument)?;
         let nics = self.nics.clone();
-        self.with(move |_| Ok(both(&nics.set_api_policies(policies)?)))
-            .await
+        self.blocking(move || {
+            nics.set_api_policies(policies)?;
+            Ok(both(&nics))
+        })
+        .await
     }
 
     async fn plan(&self, _: Request<v1::Empty>) -> Result<Response<v1::NicPlan>, Status> {
@@ -169,8 +208,10 @@ impl v1::sriov_server::Sriov for NicApi {
     ) -> Result<Response<Self::ApplyStream>, Status> {
         let force = request.into_inner().force;
         let manager = self.nics.manager().map_err(Status::unavailable)?;
+        let turn = self.turn().await?;
         let (out, events) = mpsc::unbounded_channel();
         tokio::task::spawn_blocking(move || {
+            let _turn = turn;
             let say = |event| {
                 let event = v1::ApplyNicsEvent { event: Some(event) };
                 // What is begun is finished, whether or not the caller still listens.
@@ -235,7 +276,8 @@ impl v1::sriov_server::Sriov for NicApi {
     async fn watch(&self, _: Request<v1::Empty>) -> Result<Response<Self::WatchStream>, Status> {
         self.nics.manager().map_err(Status::unavailable)?;
         let mut events = self.nics.events();
-        let (out, stream) = mpsc::unbounded_channel();
+        // Bounded: who does not read misses events and is told so, instead of having them all kept.
+        let (out, stream) = mpsc::channel(UNREAD);
         tokio::spawn(async move {
             loop {
                 let event = tokio::select! {
@@ -250,14 +292,12 @@ impl v1::sriov_server::Sriov for NicApi {
                     Err(broadcast::error::RecvError::Closed) => return,
                 };
                 let last = event.is_err();
-                if out.send(event).is_err() || last {
+                if out.send(event).await.is_err() || last {
                     return;
                 }
             }
         });
-        Ok(Response::new(Box::pin(UnboundedReceiverStream::new(
-            stream,
-        ))))
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
 
     async fn list_vfs(
@@ -350,4 +390,37 @@ fn owner_of(manager: &Manager, name: String) -> Result<String, Status> {
     let vf = vf(manager, &name).map_err(|_| none())?;
     vf.owner
         .ok_or_else(|| Status::failed_precondition(format!("VF {} is handed out to nobody", vf.id)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{EVENTS, State};
+    use super::*;
+    use futures_util::StreamExt;
+    use sriov_mgr::Options;
+    use sriov_mgr::kernel::fake::FakeKernel;
+    use v1::sriov_server::Sriov;
+
+    #[tokio::test]
+    async fn a_watcher_that_does_not_read_misses_events_and_is_told_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = Options::new(dir.path(), FakeKernel::builder().build());
+        let nics = Nics::new(dir.path().join("policies.json"));
+        nics.decide(State::Open(Manager::open(options).unwrap().0));
+        let api = NicApi::new(nics.clone());
+        let watched = api.watch(Request::new(v1::Empty {})).await.unwrap();
+        for at_ms in 0..2 * EVENTS as i64 {
+            let event = v1::NicEvent {
+                at_ms,
+                ..Default::default()
+            };
+            nics.0.events.send(event).unwrap();
+            tokio::task::yield_now().await;
+        }
+        let seen: Vec<Result<v1::NicEvent, Status>> = watched.into_inner().collect().await;
+        let (last, before) = seen.split_last().unwrap();
+        assert!(before.len() <= UNREAD + 1, "{}", before.len());
+        let last = last.as_ref().unwrap_err();
+        assert_eq!(last.code(), tonic::Code::DataLoss, "{last}");
+    }
 }

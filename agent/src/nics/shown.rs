@@ -210,6 +210,7 @@ pub fn plan(plan: &Plan) -> v1::NicPlan {
         refused: notes(&plan.refused),
         notes: notes(&plan.notes),
         foreign: plan.foreign.iter().map(foreign).collect(),
+        warnings: notes(&plan.warnings),
     }
 }
 
@@ -221,7 +222,8 @@ fn disturbed(list: &[Disturbed]) -> Vec<v1::DisturbedVf> {
     list.iter().map(one).collect()
 }
 
-fn notes(list: &[Refusal]) -> Vec<v1::NicNote> {
+/// Sentences about PFs.
+pub fn notes(list: &[Refusal]) -> Vec<v1::NicNote> {
     let one = |refusal: &Refusal| v1::NicNote {
         device: text(&refusal.device),
         why: refusal.why.clone(),
@@ -245,6 +247,7 @@ pub fn applied(applied: &Applied) -> v1::ApplyNicsResult {
         done: applied.done.iter().map(done).collect(),
         refused: notes(&applied.refused),
         failed: notes(&applied.failed),
+        warnings: notes(&applied.warnings),
     }
 }
 
@@ -316,6 +319,7 @@ pub fn event(event: &Event) -> v1::NicEvent {
             format!("{pf} is wedged and not touched any more: {why}"),
         ),
         Event::PfAnswers { pf } => of_pf("pf-answers", pf, format!("{pf} answers again")),
+        Event::Health { pf, what } => of_pf("health", pf, format!("{pf}: {what}")),
         Event::VfsGone { pf, count } => {
             of_pf("vfs-gone", pf, format!("The {count} VFs of {pf} are gone"))
         }

@@ -4,6 +4,7 @@ use crate::ports::chain;
 use api::v1;
 use sriov_mgr::manager::VfView;
 use sriov_mgr::vfio::{CheckRequest, Force, Step, StepResult, check_in_child};
+use std::collections::BTreeSet;
 use std::process::Command;
 use std::time::Duration;
 use tonic::Status;
@@ -32,15 +33,16 @@ pub fn run(vf: &VfView, force: &[String]) -> Result<v1::CheckVfResponse, Status>
     let force = force
         .iter()
         .map(|name| name.parse::<Force>().map_err(Status::invalid_argument));
+    let force: BTreeSet<Force> = force.collect::<Result<_, _>>()?;
     let request = CheckRequest {
         function,
-        force: force.collect::<Result<_, _>>()?,
+        force: force.into_iter().collect(),
     };
-    let internal = |error: &dyn std::error::Error| Status::internal(chain(error));
-    let mut command = Command::new(std::env::current_exe().map_err(|e| internal(&e))?);
+    // Also when the program's file was replaced by an update meanwhile.
+    let mut command = Command::new("/proc/self/exe");
     command.arg(VERB);
     let report = check_in_child(command, &request, DEADLINE, &mut |_| {});
-    let report = report.map_err(|error| internal(&error))?;
+    let report = report.map_err(|error| Status::internal(chain(&error)))?;
     Ok(v1::CheckVfResponse {
         vf: vf.id.to_string(),
         passed: report.passed(),

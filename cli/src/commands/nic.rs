@@ -116,6 +116,7 @@ struct Plan {
     steps: Vec<Step>,
     refused: Vec<Note>,
     notes: Vec<Note>,
+    warnings: Vec<Note>,
     foreign: Vec<SecondOwner>,
 }
 
@@ -162,6 +163,13 @@ impl Note {
         list.into_iter().map(one).collect()
     }
 
+    /// Beside the answer, which stays what a script reads.
+    fn warn(list: &[Note]) {
+        for note in list {
+            eprintln!("warning: {}", note.line());
+        }
+    }
+
     fn line(&self) -> String {
         // Most sentences name the device themselves.
         match self.nic.is_empty() || self.why.contains(&self.nic) {
@@ -206,6 +214,7 @@ async fn plan(global: &Global) -> Result<(), Failure> {
         steps: steps.collect(),
         refused: Note::all(answer.refused),
         notes: Note::all(answer.notes),
+        warnings: Note::all(answer.warnings),
         foreign: foreign.collect(),
     };
     if global.output == Format::Json {
@@ -215,7 +224,11 @@ async fn plan(global: &Global) -> Result<(), Failure> {
         true => print("Nothing is to be done.")?,
         false => global.output.list(&plan.steps)?,
     }
-    for (title, notes) in [("not possible", &plan.refused), ("note", &plan.notes)] {
+    for (title, notes) in [
+        ("not possible", &plan.refused),
+        ("warning", &plan.warnings),
+        ("note", &plan.notes),
+    ] {
         for note in notes {
             print(&format!("{title}: {}", note.line()))?;
         }
@@ -239,6 +252,7 @@ struct Applied {
     done: Vec<Done>,
     refused: Vec<Note>,
     failed: Vec<Note>,
+    warnings: Vec<Note>,
 }
 
 #[derive(Serialize)]
@@ -299,7 +313,9 @@ async fn apply(global: &Global, force: bool) -> Result<(), Failure> {
         done: result.done.into_iter().map(Done::from).collect(),
         refused: Note::all(result.refused),
         failed: Note::all(result.failed),
+        warnings: Note::all(result.warnings),
     };
+    Note::warn(&applied.warnings);
     match global.output {
         Format::Json => json(&applied)?,
         Format::Table => {
@@ -377,10 +393,16 @@ async fn policies(global: &Global, set: Option<&Path>) -> Result<(), Failure> {
                 ))
             })?;
             let policies = list.into_iter().map(v1::NicPolicy::from).collect();
-            client.set_policies(v1::NicPolicies { policies }).await?
+            let asked = v1::NicPolicies {
+                policies,
+                ..Default::default()
+            };
+            client.set_policies(asked).await?
         }
     };
-    let all = answer.into_inner().policies.into_iter();
+    let answer = answer.into_inner();
+    Note::warn(&Note::all(answer.warnings));
+    let all = answer.policies.into_iter();
     global
         .output
         .list(&all.map(Policy::from).collect::<Vec<_>>())

@@ -111,13 +111,44 @@ impl Vf {
         }
     }
 
+    /// To whom it is handed out and who has it, short enough for a line; `vf show` has both in full.
     fn used_by(&self) -> String {
-        match (self.owner.is_empty(), self.holders.is_empty()) {
-            (false, _) if self.phase == "in use" => self.owner.clone(),
-            (false, _) => format!("{} ({})", self.owner, self.phase),
-            (true, false) => self.holders.join(", "),
-            (true, true) => String::new(),
+        let mut words = Vec::new();
+        if !self.owner.is_empty() {
+            words.push(match self.phase.as_str() {
+                "in use" => short_owner(&self.owner),
+                phase => format!("{} ({phase})", short_owner(&self.owner)),
+            });
         }
+        words.extend(self.holders.first().map(|holder| short_holder(holder)));
+        if self.holders.len() > 1 {
+            words.push(format!("{} more", self.holders.len() - 1));
+        }
+        words.join(", ")
+    }
+}
+
+/// An owner's name; of a port's id only as much as tells it from others.
+fn short_owner(owner: &str) -> String {
+    match owner.strip_prefix("port/").and_then(|id| id.get(..36)) {
+        Some(id) if id.is_ascii() && id.len() + 5 == owner.len() => format!("port/{}", &id[..8]),
+        _ => shortened(owner, 24),
+    }
+}
+
+/// A holder as the kernel's side words it; of a virtual machine its name.
+fn short_holder(holder: &str) -> String {
+    let guest = holder.split_once("guest=").map(|(_, rest)| rest);
+    match guest.and_then(|rest| rest.strip_suffix(')')) {
+        Some(guest) => format!("VM {}", shortened(guest, 16)),
+        None => shortened(holder, 24),
+    }
+}
+
+fn shortened(text: &str, most: usize) -> String {
+    match text.char_indices().nth(most) {
+        Some(_) => text.chars().take(most - 1).chain(['…']).collect(),
+        None => text.to_owned(),
     }
 }
 
@@ -290,5 +321,56 @@ impl Row for Allocation {
             ("STATE", self.state.clone()),
             ("NOTE", self.notes.join("\n")),
         ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn used_by(owner: &str, phase: &str, holders: &[&str]) -> String {
+        let vf = v1::ManagedVf {
+            owner: owner.to_owned(),
+            phase: phase.to_owned(),
+            holders: holders.iter().map(|holder| (*holder).to_owned()).collect(),
+            ..Default::default()
+        };
+        Vf::from(vf).used_by()
+    }
+
+    #[test]
+    fn owner_and_holder_are_both_said() {
+        let port = "port/3f2a9c1e-7d3b-4c51-9a6e-0b1c2d3e4f50";
+        let qemu = "QEMU (pid 4711, guest=web-1)";
+        for (found, said) in [
+            (used_by("", "", &[]), ""),
+            (used_by(port, "in use", &[]), "port/3f2a9c1e"),
+            (used_by(port, "in use", &[qemu]), "port/3f2a9c1e, VM web-1"),
+            (
+                used_by("vm/a", "binding", &[qemu]),
+                "vm/a (binding), VM web-1",
+            ),
+            (used_by("", "", &["testpmd (pid 9)"]), "testpmd (pid 9)"),
+            (
+                used_by("cli/a", "in use", &["a (pid 1)", "b (pid 2)"]),
+                "cli/a, a (pid 1), 1 more",
+            ),
+        ] {
+            assert_eq!(found, said);
+        }
+    }
+
+    #[test]
+    fn names_of_any_length_and_kind_fit() {
+        let long = format!("QEMU (pid 4711, guest={})", "ä".repeat(64));
+        assert_eq!(
+            used_by(&format!("vm/{}", "ü".repeat(90)), "in use", &[&long])
+                .chars()
+                .count(),
+            24 + 2 + 19
+        );
+        assert_eq!(used_by("port/ä", "in use", &[]), "port/ä");
+        let no_id = format!("port/{}", "ä".repeat(18));
+        assert_eq!(used_by(&no_id, "in use", &[]), no_id);
     }
 }

@@ -9,7 +9,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 /// How long a killed helper gets to go. One that hangs in the kernel stays.
@@ -65,9 +65,14 @@ impl Lane {
         None
     }
 
-    /// Whether it is being asked something now.
-    pub(crate) fn is_busy(&self) -> bool {
-        self.running.try_lock().is_err()
+    /// Looks at something while the helper is asked nothing; `None`: it is being asked something now.
+    pub(crate) fn while_idle<T>(&self, look: impl FnOnce() -> T) -> Option<T> {
+        let _idle = match self.running.try_lock() {
+            Ok(idle) => idle,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return None,
+        };
+        Some(look())
     }
 
     /// Asks the helper and waits for its answer, up to the deadline.

@@ -136,6 +136,28 @@ mod tests {
     }
 
     #[test]
+    fn every_obstacle_to_vfio_is_in_the_answer() {
+        let root = testtree::igb(2);
+        let tree = Tree(root.path().to_owned());
+        let vf = "0000:01:10.0".parse().unwrap();
+        // The second VF is in the group of the first.
+        let group = root.path().join("sys/kernel/iommu_groups/20/devices");
+        std::fs::create_dir_all(group.join("0000:01:10.2")).unwrap();
+        let answer = ask(&tree, &line(Action::VfioObstacles(vf))).remove(0);
+        let Ok(Answer::VfioObstacles(said)) = answer else {
+            panic!("{answer:?}")
+        };
+        let said = said.join("; ");
+        for part in [
+            "group 20 with 0000:01:10.2, which is still bound to igbvf",
+            "cannot be reset",
+            "/dev/vfio/vfio",
+        ] {
+            assert!(said.contains(part), "{part} in {said}");
+        }
+    }
+
+    #[test]
     fn a_change_by_another_process_is_waited_for_and_named() {
         let root = testtree::igb(0);
         let tree = Tree(root.path().to_owned());

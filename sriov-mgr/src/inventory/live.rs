@@ -28,7 +28,7 @@ pub struct AerCounts {
 }
 
 /// The AER counters; `None` where the function or the platform has none.
-pub(super) fn aer(dir: &Dir) -> Option<AerCounts> {
+pub(crate) fn aer(dir: &Dir) -> Option<AerCounts> {
     let total = |file: &str| {
         let text = dir.text(file)?;
         let line = text.lines().find(|line| line.starts_with("TOTAL_ERR"))?;

@@ -3,6 +3,7 @@
 mod live;
 
 pub use live::AerCounts;
+pub(crate) use live::aer;
 
 use crate::address::PciAddress;
 use crate::ethtool::{self, DriverInfo};

@@ -29,21 +29,29 @@ fn checksum(body: &str) -> String {
     })
 }
 
-/// The state that a file's content makes. A torn last line is as if it were not there.
+/// The state that a file's content makes. A torn last line is as if it were not there, but for the first: that
+/// came with the file, which was whole before it had its name.
 pub(super) fn read(content: &[u8], path: &Path) -> Result<Ledger, JournalError> {
     let mut ledger = Ledger::default();
+    let cut = |line| JournalError::Damaged {
+        path: path.to_owned(),
+        line,
+        why: "it is cut off".into(),
+    };
     let Some(body) = content.strip_prefix(HEADER.as_bytes()) else {
-        return if HEADER.as_bytes().starts_with(content) {
-            Ok(ledger)
-        } else {
-            Err(foreign(content, path))
-        };
+        return Err(match HEADER.as_bytes().starts_with(content) {
+            true => cut(1),
+            false => foreign(content, path),
+        });
     };
     let lines: Vec<&[u8]> = body.split_inclusive(|byte| *byte == b'\n').collect();
+    if lines.is_empty() {
+        return Err(cut(2));
+    }
     for (at, line) in lines.iter().enumerate() {
         match parse(line, at as u64 + 1) {
             Ok(records) => records.iter().for_each(|record| ledger.apply(record)),
-            Err(_) if at + 1 == lines.len() => break,
+            Err(_) if at > 0 && at + 1 == lines.len() => break,
             Err(why) => {
                 return Err(JournalError::Damaged {
                     path: path.to_owned(),

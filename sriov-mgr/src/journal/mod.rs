@@ -13,7 +13,8 @@
 //! disk (`fdatasync`) before what it announces is done. Records that several threads bring while a sync is
 //! under way go to disk together as the next line, so a torn write tears one line, the last: it is dropped,
 //! for nothing that it announces was begun. A bad line before the last is damage, and the journal does not open:
-//! guessing whose VF it was about is worse than asking.
+//! guessing whose VF it was about is worse than asking. So is a first line that is bad or missing: it was on disk
+//! before the file had its name.
 //!
 //! When it has grown, and at each start, it is replaced by one record of the whole state: written beside it,
 //! synced, renamed over it, and the folder synced.

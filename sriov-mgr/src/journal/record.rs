@@ -66,6 +66,9 @@ pub(crate) enum Hold {
 /// How a PF was before we changed it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Before {
+    /// PCI vendor and device: another NIC may be there after a reboot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) model: Option<(u16, u16)>,
     pub(crate) num_vfs: u32,
     pub(crate) autoprobe: bool,
     pub(crate) eswitch: Option<EswitchMode>,

@@ -60,12 +60,11 @@ impl Store {
             TryLockError::Error(error) => io("Locking", &path, error),
         })?;
         let path = dir.join("journal");
-        let content = match fs::read(&path) {
-            Ok(content) => content,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        let ledger = match fs::read(&path) {
+            Ok(content) => file::read(&content, &path)?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ledger::default(),
             Err(error) => return Err(io("Reading", &path, error)),
         };
-        let ledger = file::read(&content, &path)?;
         let (file, size) = replace(dir, &ledger)?;
         Ok(Store {
             dir: dir.to_owned(),

@@ -90,8 +90,15 @@ proptest! {
         commits in prop::collection::vec(prop::collection::vec(record(), 1..3), 0..6)
     ) {
         let (content, states) = written(&commits);
+        // The first line came with the file: a file without it was not written by us.
+        let first = states.get(1).map_or(usize::MAX, |(end, _)| *end);
         for cut in 0..=content.len() {
-            let ledger = file::read(&content[..cut], Path::new("j")).unwrap();
+            let read = file::read(&content[..cut], Path::new("j"));
+            if cut < first {
+                prop_assert!(matches!(read, Err(JournalError::Damaged { .. })), "cut at {}", cut);
+                continue;
+            }
+            let ledger = read.unwrap();
             let (_, expected) = states.iter().rev().find(|(end, _)| *end <= cut).unwrap();
             prop_assert_eq!(&ledger, expected, "cut at {}", cut);
         }
@@ -150,6 +157,33 @@ fn what_was_written_is_there_after_opening_again() {
     std::fs::write(dir.path().join("journal"), "ferrovia-sriov-journal 2\n").unwrap();
     let error = Store::open(dir.path(), CrashPoints::never()).err().unwrap();
     assert!(matches!(error, JournalError::Version { .. }), "{error}");
+}
+
+/// What the last start wrote is one line, which no crash tears: damage to it must not be taken for a journal of
+/// nothing, or every VF would be nobody's.
+#[test]
+fn damage_to_the_only_line_is_no_empty_journal() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), CrashPoints::never()).unwrap();
+    let allocation = Box::new(allocation("port/0".into(), 1, 0));
+    store.write(Record::Allocate { allocation }).unwrap();
+    drop(store);
+    drop(Store::open(dir.path(), CrashPoints::never()).unwrap());
+    let path = dir.path().join("journal");
+    let whole = std::fs::read(&path).unwrap();
+    assert_eq!(whole.iter().filter(|byte| **byte == b'\n').count(), 2);
+    let mut flipped = whole.clone();
+    flipped[whole.len() / 2] ^= 1;
+    for damaged in [&flipped[..], &whole[..whole.len() - 9], &whole[..9], &[]] {
+        std::fs::write(&path, damaged).unwrap();
+        let error = Store::open(dir.path(), CrashPoints::never()).err().unwrap();
+        assert!(matches!(error, JournalError::Damaged { .. }), "{error}");
+        assert_eq!(
+            std::fs::read(&path).unwrap(),
+            damaged,
+            "it is left for who looks"
+        );
+    }
 }
 
 #[test]

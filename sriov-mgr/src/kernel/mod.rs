@@ -11,7 +11,8 @@ pub mod real;
 mod state;
 
 pub use state::{
-    EswitchMode, PfState, Rate, VfChange, VfLinkState, VfSettings, VfState, Vlan, VlanProtocol,
+    EswitchMode, PfHealth, PfState, Rate, VfChange, VfLinkState, VfSettings, VfState, Vlan,
+    VlanProtocol,
 };
 
 use crate::address::PciAddress;
@@ -33,8 +34,15 @@ pub trait Kernel: Send + Sync {
     /// Every device that can have VFs, in order.
     fn pfs(&self) -> Result<Vec<Device>, KernelError>;
 
+    /// NICs that cannot have VFs, as PFs whose most is 0: a policy that names one is told so. VFs are none of
+    /// them. Reads nothing that can block.
+    fn without_sriov(&self) -> Result<Vec<PfState>, KernelError>;
+
     /// One PF as it is now, without its VFs' settings.
     fn pf(&self, pf: &Device) -> Result<PfState, KernelError>;
+
+    /// Errors that the PF counts and its driver reports.
+    fn health(&self, pf: &Device) -> Result<PfHealth, KernelError>;
 
     /// Every VF of `pf` with its settings, in the order of their numbers (`IFLA_VFINFO_LIST`; where the
     /// answer does not fit a message, VF by VF).
@@ -80,6 +88,10 @@ pub trait Kernel: Send + Sync {
     /// Resets a function (`reset`). Its driver must be unbound: with the driver bound and the link down
     /// some drivers hang the caller.
     fn reset(&self, function: PciAddress) -> Result<(), KernelError>;
+
+    /// What stands against giving `function` to vfio-pci, each in a sentence with its way out; empty: nothing.
+    /// Its own driver is no obstacle: it is unbound before. Looks, and changes nothing.
+    fn vfio_obstacles(&self, function: PciAddress) -> Result<Vec<String>, KernelError>;
 
     /// Who has the VF in use now, in words for the operator ("QEMU (pid 4711, guest=web-1)",
     /// "interface eth3 in network namespace blue"); empty: nobody. Looks, and changes nothing.

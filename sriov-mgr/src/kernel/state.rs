@@ -1,7 +1,9 @@
 //! What the kernel says of PFs and VFs, and what can be changed on a VF.
 
+use super::real::devlink::Reporter;
 use crate::address::PciAddress;
 use crate::device::Device;
+use crate::inventory::AerCounts;
 use serde::{Deserialize, Serialize};
 
 /// A PF as the kernel shows it.
@@ -33,6 +35,15 @@ pub struct PfState {
     pub numa_node: Option<u32>,
     /// The PCI root port it hangs from.
     pub root_port: Option<PciAddress>,
+}
+
+/// What a PF says of its own errors.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PfHealth {
+    /// PCI errors, where the platform counts them.
+    pub aer: Option<AerCounts>,
+    /// Its driver's health reporters (devlink), those of its ports among them.
+    pub reporters: Vec<Reporter>,
 }
 
 /// What the NIC's switch is to the host.

@@ -77,7 +77,19 @@ impl Life<'_> {
         }
     }
 
+    /// Why a VF must not be given to vfio-pci, all of it in one text; `None`: it may.
+    pub(crate) fn vfio_refusal(&self, address: PciAddress) -> Result<Option<String>, KernelError> {
+        let obstacles = self.kernel.vfio_obstacles(address)?;
+        Ok((!obstacles.is_empty()).then(|| obstacles.join("; ")))
+    }
+
     fn bind_vfio(&self, vf: &VfId, address: PciAddress) -> Result<(), Error> {
+        // Asked at each binding: a VF that was made anew can be in another group, with others.
+        if let Some(why) = self.vfio_refusal(address)? {
+            return Err(Error::Unsupported(format!(
+                "{vf} ({address}) cannot be given to vfio-pci: {why}"
+            )));
+        }
         self.kernel.set_driver_override(address, Some(VFIO))?;
         self.kernel.probe(address)?;
         if self.driver_comes(vf, |driver| driver == VFIO)? {

@@ -9,13 +9,21 @@ use crate::journal::{Hold, Record};
 use crate::kernel::{KernelError, PfState, VfChange, VfState};
 use crate::life::choose::{Candidate, Source, candidates};
 use crate::life::settings::mac_text;
-use crate::policy::WantedVf;
+use crate::policy::{VfDriver, WantedVf};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::sync::PoisonError;
 
 /// VFs that would fit and cannot be had, with the reason.
-type PassedOver = BTreeMap<VfId, String>;
+type PassedOver = BTreeMap<VfId, Passed>;
+
+/// Why a VF that would fit cannot be had.
+enum Passed {
+    /// Somebody has it, or it is not there any more.
+    Taken(String),
+    /// It cannot be given to vfio-pci.
+    Unfit(String),
+}
 
 impl Shared {
     pub(crate) fn allocate(&self, request: &Request) -> Result<Allocation, Error> {
@@ -49,11 +57,19 @@ impl Shared {
     fn again(&self, existing: Allocation, request: &Request) -> Result<Option<Allocation>, Error> {
         let lock = self.pf_lock(&existing.vf.pf);
         let _reading = lock.read().unwrap_or_else(PoisonError::into_inner);
+        if !self.still(&existing) {
+            return Ok(None);
+        }
         if existing.phase != Phase::InUse {
             self.take_back(&existing)?;
             return Ok(None);
         }
-        if existing.request != *request {
+        // Which PFs were to be avoided is of no importance any more: it has its VF.
+        let same = Request {
+            avoid_pfs: existing.request.avoid_pfs.clone(),
+            ..request.clone()
+        };
+        if existing.request != same {
             return Err(Error::Invalid(format!(
                 "{} already has {} with other settings; release it first",
                 existing.owner, existing.vf
@@ -75,7 +91,8 @@ impl Shared {
             return Ok(request.clone());
         };
         for state in self.pf_states()? {
-            let vfs = self.vf_states(&state.device)?;
+            // It may be another PF's: one that fails is passed over.
+            let vfs = self.vf_states(&state.device).unwrap_or_default();
             if let Some(vf) = vfs.iter().find(|vf| vf.address == Some(address)) {
                 let vf = VfId {
                     pf: state.device,
@@ -113,16 +130,26 @@ impl Shared {
         &self,
         candidate: &Candidate,
         request: &Request,
-    ) -> Result<Result<Allocation, String>, Error> {
+    ) -> Result<Result<Allocation, Passed>, Error> {
         let vf = &candidate.vf;
         let state = match self.kernel.vf(&vf.pf, vf.index) {
             Ok(state) => state,
-            Err(error @ KernelError::Gone { .. }) => return Ok(Err(error.to_string())),
+            Err(error @ KernelError::Gone { .. }) => {
+                return Ok(Err(Passed::Taken(error.to_string())));
+            }
             Err(error) => return Err(error.into()),
         };
         let holders = self.kernel.holders(&vf.pf, vf.index)?;
         if !holders.is_empty() {
-            return Ok(Err(format!("{vf} is in use by {}", holders.join(", "))));
+            let why = format!("{vf} is in use by {}", holders.join(", "));
+            return Ok(Err(Passed::Taken(why)));
+        }
+        // Before anything is done to it: another VF may be in a better group.
+        if let (Some(VfDriver::Vfio), Some(address)) =
+            (request.driver.or(candidate.wanted.driver), state.address)
+            && let Some(why) = self.life().vfio_refusal(address)?
+        {
+            return Ok(Err(Passed::Unfit(format!("{vf} ({address}): {why}"))));
         }
         if let Some(mac) = &request.mac {
             self.free_mac(mac, vf)?;
@@ -130,7 +157,8 @@ impl Shared {
         let pf = self.kernel.pf(&vf.pf)?;
         let allocation = self.write_down(candidate, request, &state, &pf)?;
         let Some(allocation) = allocation else {
-            return Ok(Err(format!("{vf} was taken at the same moment")));
+            let why = format!("{vf} was taken at the same moment");
+            return Ok(Err(Passed::Taken(why)));
         };
         let hold = self.store.read(|ledger| ledger.pf(&vf.pf).hold);
         // A VF that others may have used can have stale queues (R8); ours were reset when given back.
@@ -248,7 +276,12 @@ impl Shared {
             if state.num_vfs == 0 || self.kernel.wedged(pf).is_some() {
                 continue;
             }
-            for vf in self.vf_states(pf)? {
+            let vfs = match self.vf_states(pf) {
+                // It went meanwhile, and its VFs with it.
+                Err(KernelError::Gone { .. } | KernelError::Wedged { .. }) => continue,
+                vfs => vfs?,
+            };
+            for vf in vfs {
                 let id = VfId {
                     pf: pf.clone(),
                     index: vf.index,
@@ -256,6 +289,11 @@ impl Shared {
                 if vf.settings.mac.as_ref() != Some(mac) || id == *but {
                     continue;
                 }
+                // Before its owner is looked up: a call that has chosen it would be left without its MAC.
+                let Some(_claim) = self.claim(&id) else {
+                    let who = format!("{id}, which is being handed out at this moment");
+                    return Err(duplicate(mac, &who));
+                };
                 let (ours, owner) = self.store.read(|ledger| {
                     let owner = ledger.owner_of(&id).map(|a| a.owner.clone());
                     (ledger.pf(pf).ours(state.num_vfs), owner)
@@ -270,7 +308,6 @@ impl Shared {
                     };
                     return Err(duplicate(mac, &format!("{id} ({who})")));
                 }
-                let _claim = self.claim(&id);
                 let change = VfChange {
                     mac: Some([0; 6]),
                     ..VfChange::default()
@@ -282,7 +319,17 @@ impl Shared {
     }
 
     fn exhausted(&self, sources: &[Source], request: &Request, passed: &PassedOver) -> Error {
-        let reasons: Vec<String> = passed.values().cloned().collect();
+        let unfit = passed.values().find_map(|passed| match passed {
+            Passed::Unfit(why) => Some(why),
+            Passed::Taken(_) => None,
+        });
+        if let Some(why) = unfit {
+            return Error::Unsupported(format!("No free VF can be given to vfio-pci: {why}"));
+        }
+        let reasons: Vec<String> = passed
+            .values()
+            .map(|(Passed::Taken(why) | Passed::Unfit(why))| why.clone())
+            .collect();
         if let Some(VfChoice::Vf(vf)) = &request.device {
             return self.vf_not_to_be_had(sources, request, vf, &reasons);
         }
@@ -425,4 +472,58 @@ fn check(request: &Request) -> Result<(), Error> {
         ));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::Kernel;
+    use crate::kernel::fake::{FakeKernel, FakePf};
+    use crate::manager::{Manager, Options};
+    use crate::policy::Policy;
+
+    /// A MAC that a teardown left on a VF is taken off it (R7), but not under a call that has just chosen that VF.
+    #[test]
+    fn a_vf_that_is_being_handed_out_keeps_its_mac() {
+        let pf = "0000:01:00.0";
+        let kernel = FakeKernel::builder().pf(FakePf::igb(pf, "eth0")).build();
+        let dir = tempfile::tempdir().unwrap();
+        let (manager, _) = Manager::open(Options {
+            root: dir.path().into(),
+            ..Options::new(dir.path(), kernel.clone())
+        })
+        .unwrap();
+        let policy = Policy {
+            name: "p".into(),
+            num_vfs: Some(2),
+            pool: Some("net".into()),
+            ..Policy::default()
+        };
+        manager.set_policies(vec![policy]).unwrap();
+        manager.apply(false, &|_| {}).unwrap();
+        let vf = |index| VfId {
+            pf: pf.parse().unwrap(),
+            index,
+        };
+        let mac = [2, 0, 0, 0, 0, 7];
+        let change = VfChange {
+            mac: Some(mac),
+            ..VfChange::default()
+        };
+        kernel.set_vf_outside(&vf(1).pf, 1, &change);
+        let request = Request {
+            owner: "a".into(),
+            device: Some(VfChoice::Vf(vf(0))),
+            mac: Some(mac),
+            ..Request::default()
+        };
+        let chosen = manager.0.claim(&vf(1));
+        let error = manager.allocate(&request).unwrap_err().to_string();
+        assert!(error.contains("being handed out"), "{error}");
+        let now = || kernel.vf(&vf(1).pf, 1).unwrap().settings.mac;
+        assert_eq!(now(), Some(mac));
+        drop(chosen);
+        manager.allocate(&request).unwrap();
+        assert_eq!(now(), Some([0; 6]));
+    }
 }

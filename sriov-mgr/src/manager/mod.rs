@@ -5,6 +5,7 @@ mod error;
 mod partition;
 mod release;
 pub(crate) mod shared;
+mod unmet;
 mod view;
 
 pub use error::Error;
@@ -85,6 +86,8 @@ pub struct Applied {
     pub refused: Vec<Refusal>,
     /// PFs that are not as wanted although it was tried: what happened, what was undone.
     pub failed: Vec<Refusal>,
+    /// What policies select and this host does not have now; no failure.
+    pub warnings: Vec<Refusal>,
 }
 
 impl Applied {
@@ -137,12 +140,24 @@ impl Manager {
                 why: format!("the NICs could not be read: {error}"),
             }]
         })?;
-        let problems = policy::check(&policies, &states);
+        let mut problems = policy::check(&policies, &states);
+        let plain = self.0.kernel.without_sriov().unwrap_or_default();
+        let named = policies.iter();
+        let named = named.flat_map(|policy| policy::without_sriov(policy, &plain));
+        problems.extend(named.map(|(_, problem)| problem));
         if !problems.is_empty() {
             return Err(problems);
         }
         self.0.replace_policies(policies);
         Ok(())
+    }
+
+    /// What the policies in force select and this host does not have now, in sentences.
+    ///
+    /// # Errors
+    /// The NICs cannot be read.
+    pub fn warnings(&self) -> Result<Vec<Refusal>, Error> {
+        Ok(self.0.unmet()?.warnings)
     }
 
     /// What [`Manager::apply`] would do.

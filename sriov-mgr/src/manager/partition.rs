@@ -30,18 +30,17 @@ struct Judged {
 impl Shared {
     pub(crate) fn plan(&self) -> Result<Plan, Error> {
         let mut plan = Plan::default();
-        let states = self.pf_states()?;
-        for state in &states {
+        for device in self.kernel.pfs()? {
             let refusal = |why| Refusal {
-                device: Some(state.device.clone()),
+                device: Some(device.clone()),
                 why,
             };
-            match self.judge(&state.device)? {
-                Ok(Some(judged)) => {
+            match self.judge(&device) {
+                Ok(Ok(Some(judged))) => {
                     plan.notes.extend(judged.notes.into_iter().map(refusal));
                     let steps = judged.change.map(|change| change.steps).unwrap_or_default();
                     plan.steps.extend(steps.into_iter().map(|step| PlannedStep {
-                        device: state.device.clone(),
+                        device: device.clone(),
                         what: step.to_string(),
                         disturbs: if step.disturbs() {
                             judged.disturbs.clone()
@@ -51,15 +50,21 @@ impl Shared {
                         step,
                     }));
                 }
-                Ok(None) => {}
-                Err(why) => plan.refused.push(refusal(why)),
+                Ok(Ok(None)) => {}
+                Ok(Err(why)) => plan.refused.push(refusal(why)),
+                // It went while it was looked at, or fails: the plan for the others stands.
+                Err(error) => plan.refused.push(refusal(error.to_string())),
             }
         }
-        let matched: Vec<PfState> = states
+        let matched: Vec<PfState> = self
+            .pf_states()?
             .into_iter()
             .filter(|state| self.wanted(state).is_some_and(|wanted| !wanted.external))
             .collect();
         plan.foreign = second_owner::find(&self.root, &matched);
+        let unmet = self.unmet()?;
+        plan.refused.extend(unmet.refused);
+        plan.warnings = unmet.warnings;
         Ok(plan)
     }
 
@@ -71,7 +76,13 @@ impl Shared {
     ) -> Result<Applied, Error> {
         let mut applied = Applied::default();
         let mut pfs = self.kernel.pfs()?;
-        pfs.retain(|pf| only.is_none_or(|only| only.contains(pf)));
+        match only {
+            Some(only) => pfs.retain(|pf| only.contains(pf)),
+            None => {
+                let unmet = self.unmet()?;
+                (applied.refused, applied.warnings) = (unmet.refused, unmet.warnings);
+            }
+        }
         for pf in pfs {
             let refusal = |why| Refusal {
                 device: Some(pf.clone()),
@@ -156,16 +167,13 @@ impl Shared {
         target: &Target,
         steps: &[Step],
     ) -> Result<Vec<Disturbed>, Error> {
-        if !steps.iter().any(Step::disturbs) {
-            return Ok(Vec::new());
-        }
-        if vfs.is_empty() {
+        if vfs.is_empty() || !steps.iter().any(Step::disturbs) {
             return Ok(Vec::new());
         }
         let all = self.kernel.all_holders(&state.device)?;
         let holders: Vec<(u32, Vec<String>)> = all.into_iter().collect();
         let allocations = self.store.read(|ledger| ledger.on(&state.device));
-        Ok(disturbed(state, vfs, target, steps, &allocations, &holders))
+        Ok(disturbed(state, vfs, target, &allocations, &holders))
     }
 
     /// The PF's state; a driver that is away for a moment is waited for (R4).

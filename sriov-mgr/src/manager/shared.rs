@@ -9,7 +9,7 @@ use super::{Error, Options};
 use crate::device::{Device, VfId};
 use crate::health::{Event, Seen};
 use crate::journal::{JournalError, Record, Store};
-use crate::kernel::{Kernel, KernelError, PfState, VfState};
+use crate::kernel::{Kernel, KernelError, PfHealth, PfState, VfState};
 use crate::life::choose::Source;
 use crate::life::{Life, Patience};
 use crate::policy::{Policy, Wanted, resolve};
@@ -31,6 +31,8 @@ pub(crate) struct Shared {
     claims: Mutex<HashSet<VfId>>,
     listeners: Mutex<Vec<Sender<Event>>>,
     pub(crate) seen: Mutex<BTreeMap<Device, Seen>>,
+    /// What each PF said of its errors when it was last asked.
+    pub(crate) errors: Mutex<BTreeMap<Device, PfHealth>>,
 }
 
 /// What was left by a thread that panicked is whole: each of these is changed in one go.
@@ -52,6 +54,7 @@ impl Shared {
             claims: Mutex::default(),
             listeners: Mutex::default(),
             seen: Mutex::default(),
+            errors: Mutex::default(),
         })
     }
 
@@ -116,18 +119,22 @@ impl Shared {
         lock(&self.listeners).retain(|listener| listener.send(event.clone()).is_ok());
     }
 
-    /// Every PF that is there and answers.
+    /// Every PF that is there and answers; an error where none does and one fails. A NIC that fails is no
+    /// reason to do without the others.
     pub(crate) fn pf_states(&self) -> Result<Vec<PfState>, KernelError> {
-        let mut states = Vec::new();
+        let (mut states, mut failed) = (Vec::new(), None);
         for pf in self.kernel.pfs()? {
             match self.kernel.pf(&pf) {
                 Ok(state) => states.push(state),
-                // Gone since the list was made, or stuck: the others are still there.
+                // Gone since the list was made, or stuck.
                 Err(KernelError::Gone { .. } | KernelError::Wedged { .. }) => {}
-                Err(error) => return Err(error),
+                Err(error) => failed = failed.or(Some(error)),
             }
         }
-        Ok(states)
+        match failed {
+            Some(error) if states.is_empty() => Err(error),
+            _ => Ok(states),
+        }
     }
 
     /// Every VF of `pf`; one by one where they do not fit into one answer (R18).

@@ -119,7 +119,7 @@ impl Shared {
     }
 
     pub(crate) fn vf_views(&self) -> Result<Vec<VfView>, Error> {
-        let mut views = Vec::new();
+        let (mut views, mut failed) = (Vec::new(), None);
         for state in self.pf_states()? {
             let pf = &state.device;
             if state.num_vfs == 0 || self.kernel.wedged(pf).is_some() {
@@ -127,14 +127,16 @@ impl Shared {
             }
             let wanted = self.wanted(&state);
             let allocations = self.store.read(|ledger| ledger.on(pf));
-            let vfs = match self.vf_states(pf) {
-                Ok(vfs) => vfs,
+            let found = self
+                .vf_states(pf)
+                .and_then(|vfs| Ok((vfs, self.kernel.all_holders(pf)?)));
+            let (vfs, mut holders) = match found {
+                Ok(found) => found,
                 Err(KernelError::Gone { .. } | KernelError::Wedged { .. }) => continue,
-                Err(error) => return Err(error.into()),
-            };
-            let mut holders = match self.kernel.all_holders(pf) {
-                Err(KernelError::Gone { .. } | KernelError::Wedged { .. }) => continue,
-                other => other?,
+                Err(error) => {
+                    failed = failed.or(Some(error));
+                    continue;
+                }
             };
             for vf in vfs {
                 let allocation = allocations.iter().find(|a| a.vf.index == vf.index);
@@ -151,6 +153,9 @@ impl Shared {
                 });
             }
         }
-        Ok(views)
+        match failed {
+            Some(error) if views.is_empty() => Err(error.into()),
+            _ => Ok(views),
+        }
     }
 }

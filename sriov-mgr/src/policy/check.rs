@@ -16,7 +16,7 @@ pub struct PolicyProblem {
     pub why: String,
 }
 
-fn problem(policy: &Policy, why: String) -> PolicyProblem {
+pub(super) fn problem(policy: &Policy, why: String) -> PolicyProblem {
     PolicyProblem {
         policy: policy.name.clone(),
         why,

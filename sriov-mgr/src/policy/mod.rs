@@ -8,13 +8,16 @@
 //! | file | is |
 //! |---|---|
 //! | `select` | whether a PF is meant, and which of its VFs |
+//! | `aim` | whether what is selected is there and can have VFs |
 //! | `check` | what is wrong with a set of policies, by itself and on this host |
 //! | `resolve` | the set made into one [`Wanted`] for each PF |
 
+mod aim;
 mod check;
 mod resolve;
 mod select;
 
+pub(crate) use aim::{absent, without_sriov};
 pub(crate) use check::label;
 pub use check::{PolicyProblem, check};
 pub use resolve::{Wanted, WantedVf, resolve};

@@ -147,13 +147,18 @@ impl From<PfSelector> for String {
 }
 
 impl PfSelector {
-    fn names(&self, pf: &PfState) -> bool {
+    pub(super) fn names(&self, pf: &PfState) -> bool {
         pf.interface.as_deref() == Some(self.name.as_str())
             || self.name.parse::<Device>().is_ok_and(|d| d == pf.device)
     }
 }
 
 impl Selector {
+    /// Whether `pf` is meant.
+    pub(super) fn selects(&self, pf: &PfState) -> bool {
+        !self.vfs_of(pf).is_empty()
+    }
+
     /// Which VFs of `pf` are meant; empty: the PF is not.
     pub fn vfs_of(&self, pf: &PfState) -> Vec<VfRange> {
         let fits = self.vendor.is_none_or(|v| v == pf.vendor)

@@ -39,6 +39,7 @@ impl FromStr for Force {
             .into_iter()
             .find(|force| force.name() == text)
             .ok_or_else(|| {
+                let text: String = text.chars().take(64).collect();
                 format!("\"{text}\" is nothing that can be forced; there are unsafe-interrupts and no-iommu")
             })
     }
@@ -75,7 +76,7 @@ pub enum Obstacle {
     },
     /// The group is one of no-IOMMU mode.
     #[error(
-        "{function} has no IOMMU behind it, only no-IOMMU mode: its user could read and write all memory; turn the IOMMU on, or accept it with --force no-iommu"
+        "{function} has no IOMMU behind it, only no-IOMMU mode: its user could read and write all memory; turn the IOMMU on; a check alone accepts it, with --force no-iommu"
     )]
     NoIommu {
         /// The function.
@@ -177,9 +178,9 @@ fn peer_way_out(bridge: bool) -> &'static str {
 
 fn unsafe_interrupts(function: &str, kernel_allows: bool) -> String {
     let way_out = if kernel_allows {
-        "accept it with --force unsafe-interrupts"
+        "accept it for a check alone, with --force unsafe-interrupts"
     } else {
-        "accept it with --force unsafe-interrupts after setting allow_unsafe_interrupts of vfio_iommu_type1"
+        "accept it for a check alone, with --force unsafe-interrupts after setting allow_unsafe_interrupts of vfio_iommu_type1"
     };
     format!(
         "Interrupts of {function} are not remapped: its user could forge interrupts of the host; turn interrupt remapping on (firmware, and no nointremap at boot), or {way_out}"

@@ -33,7 +33,16 @@ impl Facts {
 fn member(devices: &Path, address: PciAddress) -> Option<Member> {
     let dir = Dir(devices.join(address.to_string()));
     let number = |attribute| dir.number(attribute).and_then(|n| u16::try_from(n).ok());
-    let methods = dir.text("reset_method").unwrap_or_default();
+    let methods = match dir.text("reset_method") {
+        Some(methods) => methods,
+        // Kernels before 5.15 do not name the methods, but have `reset` only where there is one.
+        None if !sysfs::exists(&dir.0.join("reset_method"))
+            && sysfs::exists(&dir.0.join("reset")) =>
+        {
+            "reset".to_owned()
+        }
+        None => String::new(),
+    };
     Some(Member {
         address,
         class: u8::try_from(dir.number("class")? >> 16).ok()?,
@@ -258,6 +267,18 @@ mod tests {
         let group = tree.facts().group.unwrap();
         assert!(group.no_iommu);
         assert_eq!(group.holders, ["a process (pid 9)"]);
+    }
+
+    #[test]
+    fn kernels_that_name_no_reset_method_say_by_the_file_that_there_is_one() {
+        let tree = Tree::new();
+        let vf = "sys/bus/pci/devices/0000:3b:10.0";
+        let methods = || tree.facts().own.unwrap().reset_methods;
+        fs::write(tree.path(&format!("{vf}/reset_method")), "").unwrap();
+        tree.file(&format!("{vf}/reset"), "");
+        assert_eq!(methods(), [""; 0], "all methods were forbidden");
+        fs::remove_file(tree.path(&format!("{vf}/reset_method"))).unwrap();
+        assert_eq!(methods(), ["reset"]);
     }
 
     #[test]

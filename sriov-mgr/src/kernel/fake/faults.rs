@@ -9,6 +9,8 @@ pub enum Op {
     Pfs,
     /// `pf`.
     Pf,
+    /// `health`.
+    Health,
     /// `vfs`.
     Vfs,
     /// `vf`.
@@ -33,6 +35,8 @@ pub enum Op {
     Probe,
     /// `reset`.
     Reset,
+    /// `vfio_obstacles`.
+    VfioObstacles,
     /// `holders`.
     Holders,
 }
@@ -40,13 +44,17 @@ pub enum Op {
 impl Op {
     /// Whether it changes something.
     pub fn writes(self) -> bool {
-        !matches!(self, Op::Pfs | Op::Pf | Op::Vfs | Op::Vf | Op::Holders)
+        !matches!(
+            self,
+            Op::Pfs | Op::Pf | Op::Health | Op::Vfs | Op::Vf | Op::VfioObstacles | Op::Holders
+        )
     }
 
     fn name(self) -> &'static str {
         match self {
             Op::Pfs => "pfs",
             Op::Pf => "pf",
+            Op::Health => "health",
             Op::Vfs => "vfs",
             Op::Vf => "vf",
             Op::SetAutoprobe => "set_autoprobe",
@@ -59,6 +67,7 @@ impl Op {
             Op::SetDriverOverride => "set_driver_override",
             Op::Probe => "probe",
             Op::Reset => "reset",
+            Op::VfioObstacles => "vfio_obstacles",
             Op::Holders => "holders",
         }
     }

@@ -1,7 +1,8 @@
 //! A NIC of the fake kernel: what it can do, and its state.
 
 use super::super::{
-    EswitchMode, PfState, Rate, VfChange, VfLinkState, VfSettings, VfState, Vlan, VlanProtocol,
+    EswitchMode, PfHealth, PfState, Rate, VfChange, VfLinkState, VfSettings, VfState, Vlan,
+    VlanProtocol,
 };
 use crate::address::PciAddress;
 use crate::device::Device;
@@ -21,7 +22,7 @@ pub enum EswitchRule {
 }
 
 /// A PF, and what its driver can do. Start from [`FakePf::igb`], [`FakePf::mlx5`], [`FakePf::ice`] or
-/// [`FakePf::netdevsim`] and change what the test is about.
+/// [`FakePf::netdevsim`] and change what the test is about; a NIC without SR-IOV is [`FakePf::plain`].
 #[derive(Clone, Debug)]
 pub struct FakePf {
     /// Where it is.
@@ -58,6 +59,10 @@ pub struct FakePf {
     pub dot1ad: bool,
     /// Whether a link state is taken (EOPNOTSUPP otherwise).
     pub link_state: bool,
+    /// What stands against giving its VFs to vfio-pci.
+    pub vfio_obstacles: Vec<String>,
+    /// What it says of its errors.
+    pub health: PfHealth,
 }
 
 impl FakePf {
@@ -84,6 +89,23 @@ impl FakePf {
             min_rate: false,
             dot1ad: false,
             link_state: false,
+            vfio_obstacles: Vec::new(),
+            health: PfHealth::default(),
+        }
+    }
+
+    /// An Intel 82574L, which has no SR-IOV.
+    ///
+    /// # Panics
+    /// As [`FakePf::igb`].
+    pub fn plain(address: &str, interface: &str) -> FakePf {
+        FakePf {
+            device_id: 0x10d3,
+            driver: "e1000e".into(),
+            total_vfs: 0,
+            gives_at_most: 0,
+            vf_driver: None,
+            ..FakePf::igb(address, interface)
         }
     }
 
@@ -148,6 +170,8 @@ impl FakePf {
             min_rate: true,
             dot1ad: true,
             link_state: true,
+            vfio_obstacles: Vec::new(),
+            health: PfHealth::default(),
         }
     }
 

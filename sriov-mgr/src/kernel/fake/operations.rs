@@ -1,10 +1,10 @@
 //! The operations of the fake kernel, with the real one's refusals.
 
-use super::nic::EswitchRule;
+use super::nic::{EswitchRule, Nic};
 use super::{Blocked, Call, Change, DEADLINE, FakeKernel, Fault, Killed, Op, World, gone, refused};
 use crate::address::PciAddress;
 use crate::device::Device;
-use crate::kernel::{EswitchMode, Kernel, KernelError, PfState, VfChange, VfState};
+use crate::kernel::{EswitchMode, Kernel, KernelError, PfHealth, PfState, VfChange, VfState};
 
 /// A write: what, to whom, on which PF it is serialised, and what it does.
 struct Write<'a> {
@@ -206,14 +206,28 @@ impl Kernel for FakeKernel {
     fn pfs(&self) -> Result<Vec<Device>, KernelError> {
         self.read(Op::Pfs, String::new(), |world| {
             let present = world.nics.iter().filter(|(_, nic)| nic.present);
-            Ok(present.map(|(device, _)| device.clone()).collect())
+            let pfs = present.filter(|(_, nic)| nic.is.total_vfs > 0);
+            Ok(pfs.map(|(device, _)| device.clone()).collect())
         })
+    }
+
+    fn without_sriov(&self) -> Result<Vec<PfState>, KernelError> {
+        let world = self.world();
+        let present = world.nics.values().filter(|nic| nic.present);
+        let plain = present.filter(|nic| nic.is.total_vfs == 0);
+        Ok(plain.map(Nic::state).collect())
     }
 
     fn pf(&self, pf: &Device) -> Result<PfState, KernelError> {
         self.read(Op::Pf, pf.to_string(), |world| {
             world.settle();
             Ok(world.nic(pf)?.state())
+        })
+    }
+
+    fn health(&self, pf: &Device) -> Result<PfHealth, KernelError> {
+        self.read(Op::Health, pf.to_string(), |world| {
+            Ok(world.nic(pf)?.is.health.clone())
         })
     }
 
@@ -382,6 +396,13 @@ impl Kernel for FakeKernel {
             self.fail(Op::Reset, &function.to_string(), 0, Fault::Block);
         }
         self.write_function(Op::Reset, function, "", false, &|_, _| Box::new(|_| Ok(())))
+    }
+
+    fn vfio_obstacles(&self, function: PciAddress) -> Result<Vec<String>, KernelError> {
+        self.read(Op::VfioObstacles, function.to_string(), |world| {
+            let (pf, _) = world.owner_of(function)?;
+            Ok(world.nic(&pf)?.is.vfio_obstacles.clone())
+        })
     }
 
     fn holders(&self, pf: &Device, index: u32) -> Result<Vec<String>, KernelError> {

@@ -10,7 +10,7 @@ use super::wire::Refusal;
 use crate::address::PciAddress;
 use crate::device::Device;
 use crate::kernel::{
-    EswitchMode, KernelError, PfState, VfChange, VfLinkState, VfState, VlanProtocol,
+    EswitchMode, KernelError, PfHealth, PfState, VfChange, VfLinkState, VfState, VlanProtocol,
 };
 use crate::vfio;
 use nix::fcntl::{Flock, FlockArg};
@@ -35,6 +35,8 @@ pub enum Action {
         /// Read nothing that would hang too.
         cautious: bool,
     },
+    /// Read what it says of its errors.
+    Health,
     /// Read every VF.
     Vfs,
     /// Read one VF.
@@ -43,6 +45,8 @@ pub enum Action {
     Holders(u32),
     /// Find who has which VF in use.
     AllHolders,
+    /// Judge whether a function may be given to vfio-pci.
+    VfioObstacles(PciAddress),
     /// `sriov_drivers_autoprobe`.
     Autoprobe(bool),
     /// `sriov_numvfs`.
@@ -71,10 +75,12 @@ impl Action {
         matches!(
             self,
             Action::Pf { .. }
+                | Action::Health
                 | Action::Vfs
                 | Action::Vf(_)
                 | Action::Holders(_)
                 | Action::AllHolders
+                | Action::VfioObstacles(_)
         )
     }
 
@@ -82,10 +88,14 @@ impl Action {
     pub fn words(&self) -> String {
         match self {
             Action::Pf { .. } => "Reading its state".into(),
+            Action::Health => "Reading its errors".into(),
             Action::Vfs => "Reading its VFs".into(),
             Action::Vf(index) => format!("Reading VF {index}"),
             Action::Holders(index) => format!("Looking who uses VF {index}"),
             Action::AllHolders => "Looking who uses its VFs".into(),
+            Action::VfioObstacles(function) => {
+                format!("Looking whether {function} may go to vfio-pci")
+            }
             Action::Autoprobe(on) => {
                 format!("Setting sriov_drivers_autoprobe to {}", u8::from(*on))
             }
@@ -118,12 +128,16 @@ pub enum Answer {
     Done,
     /// The PF.
     Pf(PfState),
+    /// What it says of its errors.
+    Health(PfHealth),
     /// VFs.
     Vfs(Vec<VfState>),
     /// Who uses a VF.
     Holders(Vec<String>),
     /// Who uses which VF.
     AllHolders(BTreeMap<u32, Vec<String>>),
+    /// What stands against vfio-pci.
+    VfioObstacles(Vec<String>),
 }
 
 /// Does it, here and now. A change waits up to `patience` for one that another process is making.
@@ -147,6 +161,7 @@ pub(crate) fn act(
             };
             return Ok(Answer::Pf(look::pf(tree, device, &view, *cautious)?));
         }
+        Action::Health => return Ok(Answer::Health(look::health(tree, device)?)),
         Action::Vfs => {
             let view = View::whole(device)?;
             return Ok(Answer::Vfs(look::vfs(tree, device, &view, None)?));
@@ -162,6 +177,12 @@ pub(crate) fn act(
         }
         Action::AllHolders => {
             return Ok(Answer::AllHolders(holders::of_all_vfs(tree, device)?));
+        }
+        Action::VfioObstacles(function) => {
+            let facts = vfio::Facts::read(&tree.0, *function);
+            let verdict = vfio::Verdict::of(&facts, vfio::Purpose::Bind, &[]);
+            let obstacles = verdict.obstacles.iter().map(ToString::to_string);
+            return Ok(Answer::VfioObstacles(obstacles.collect()));
         }
         Action::Autoprobe(on) => autoprobe(tree, device, *on)?,
         Action::NumVfs(count) => num_vfs(tree, device, *count)?,
@@ -241,10 +262,10 @@ fn lock(
 pub(crate) const BUSY_ELSEWHERE: &str =
     "a change that another process makes (perhaps the helper of an agent that was killed)";
 
-/// Whether some process is changing the device now.
+/// Whether some process is changing the device now. Those who look do not keep each other from looking.
 pub(crate) fn is_being_changed(tree: &Tree, device: &Device) -> bool {
     File::open(&tree.dir(device).0).is_ok_and(|file| {
-        let locked = Flock::lock(file, FlockArg::LockExclusiveNonblock);
+        let locked = Flock::lock(file, FlockArg::LockSharedNonblock);
         matches!(locked, Err((_, nix::errno::Errno::EWOULDBLOCK)))
     })
 }

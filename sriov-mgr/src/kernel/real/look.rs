@@ -7,9 +7,16 @@ use super::vf_attributes;
 use super::wire::Refusal;
 use crate::address::PciAddress;
 use crate::device::Device;
-use crate::kernel::{EswitchMode, KernelError, PfState, Rate, VfSettings, VfState};
+use crate::inventory;
+use crate::kernel::{EswitchMode, KernelError, PfHealth, PfState, Rate, VfSettings, VfState};
 use crate::sysfs::{self, Dir};
 use std::collections::HashMap;
+use std::thread::sleep;
+use std::time::Duration;
+
+/// A VF of which its PF does not tell is being reset: tries, and the pause between them.
+const UNREPORTED_TRIES: u32 = 20;
+const UNREPORTED_PAUSE: Duration = Duration::from_millis(100);
 
 /// What is read beside sysfs, once for all VFs of a PF.
 pub(crate) struct View {
@@ -129,6 +136,45 @@ pub(crate) fn pf(
     })
 }
 
+/// What the PF says of its errors; nothing where neither the platform nor its driver counts any.
+pub(crate) fn health(tree: &Tree, device: &Device) -> Result<PfHealth, KernelError> {
+    let dir = present(tree, device)?;
+    let reporters = Devlink::open().and_then(|mut devlink| devlink.health(device));
+    Ok(PfHealth {
+        aer: inventory::aer(&dir),
+        reporters: reporters.unwrap_or_default(),
+    })
+}
+
+/// PCI NICs that are neither PFs nor VFs, from sysfs alone: nothing of it can block.
+pub(crate) fn without_sriov(tree: &Tree) -> Vec<PfState> {
+    let plain = |address: PciAddress| {
+        let (dir, device) = (tree.function(address), Device::Pci(address));
+        if dir.link_name("physfn").is_some() || tree.total_vfs(&device) > 0 {
+            return None;
+        }
+        let number = |attribute| dir.number(attribute).and_then(|n| u16::try_from(n).ok());
+        Some(PfState {
+            vendor: number("vendor").unwrap_or(0),
+            device_id: number("device").unwrap_or(0),
+            driver: driver(&dir, &device),
+            interface: interface_names(&dir).into_iter().next(),
+            mtu: None,
+            up: false,
+            total_vfs: 0,
+            num_vfs: 0,
+            autoprobe: true,
+            eswitch: None,
+            numa_node: dir
+                .number("numa_node")
+                .and_then(|node| u32::try_from(node).ok()),
+            root_port: tree.root_port(&device),
+            device,
+        })
+    };
+    tree.nics().into_iter().filter_map(plain).collect()
+}
+
 fn driver(dir: &Dir, device: &Device) -> Option<String> {
     match device {
         Device::Pci(_) => dir.link_name("driver"),
@@ -169,6 +215,16 @@ pub(crate) fn vfs(
             .collect(),
         _ => HashMap::new(),
     };
+    if let Some(index) = only.filter(|index| *index < count && unreported(&settings, *index)) {
+        return Err(KernelError::Refused {
+            device: device.to_string(),
+            what: format!("Reading the settings of VF {index}"),
+            errno: libc::EBUSY,
+            hint: Some(
+                "its PF tells of other VFs and not of this one, as while it is being reset".into(),
+            ),
+        });
+    }
     let numbers = (0..count).filter(|index| only.is_none_or(|only| only == *index));
     let vfs = numbers.map(|index| {
         let function = functions.get(&index).copied();
@@ -176,6 +232,12 @@ pub(crate) fn vfs(
         vf(tree, view, index, function, settings)
     });
     Ok(vfs.collect())
+}
+
+/// Whether the driver tells of VFs, but not of this one (`ndo_get_vf_config` fails for it, and the kernel leaves
+/// it out). To take that for a VF without settings would be to call it clean.
+fn unreported(settings: &HashMap<u32, VfSettings>, index: u32) -> bool {
+    !settings.is_empty() && !settings.contains_key(&index)
 }
 
 fn vf(
@@ -233,7 +295,16 @@ pub(crate) fn one_vf(
     view: &View,
     index: u32,
 ) -> Result<VfState, KernelError> {
-    let found = vfs(tree, device, view, Some(index))?;
+    let mut tries = 1;
+    let found = loop {
+        match vfs(tree, device, view, Some(index)) {
+            Err(error) if error.errno() == Some(libc::EBUSY) && tries < UNREPORTED_TRIES => {
+                tries += 1;
+                sleep(UNREPORTED_PAUSE);
+            }
+            other => break other?,
+        }
+    };
     found.into_iter().next().ok_or_else(|| KernelError::Gone {
         device: device.to_string(),
         what: format!("VF {index}; it has {}", tree.num_vfs(device).unwrap_or(0)),
@@ -334,6 +405,30 @@ mod tests {
         assert_eq!(state.settings.rate, Rate { min: 1, max: 2 });
         std::fs::remove_file(tree.dir(&device).0.join("virtfn1")).unwrap();
         assert_eq!(function_of(&tree, &device, 1), None);
+    }
+
+    #[test]
+    fn a_vf_that_is_left_out_is_not_one_without_settings() {
+        let all = HashMap::from([(0, VfSettings::default()), (2, VfSettings::default())]);
+        assert!(!unreported(&all, 0) && !unreported(&all, 2));
+        assert!(unreported(&all, 1));
+        // A driver that tells of no VF has no settings to tell of.
+        assert!(!unreported(&HashMap::new(), 1));
+    }
+
+    #[test]
+    fn nics_without_sriov_are_no_pfs_and_no_vfs() {
+        let root = testtree::igb(2);
+        let tree = Tree(root.path().to_owned());
+        assert_eq!(without_sriov(&tree), []);
+        // The firmware of some NICs can be set to offer none.
+        let pf = tree.dir(&"0000:01:00.0".parse().unwrap()).0;
+        std::fs::write(pf.join("sriov_totalvfs"), "0").unwrap();
+        let found = without_sriov(&tree);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert_eq!(found[0].device.to_string(), "0000:01:00.0");
+        assert_eq!(found[0].interface.as_deref(), Some("fvpf0"));
+        assert_eq!(found[0].driver.as_deref(), Some("igb"));
     }
 
     #[test]

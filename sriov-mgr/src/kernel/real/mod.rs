@@ -16,7 +16,7 @@ pub(crate) mod tree;
 pub(crate) mod vf_attributes;
 pub(crate) mod wire;
 
-use super::{EswitchMode, Kernel, KernelError, PfState, VfChange, VfState};
+use super::{EswitchMode, Kernel, KernelError, PfHealth, PfState, VfChange, VfState};
 use crate::address::PciAddress;
 use crate::device::Device;
 use crate::helper::{HelperCommand, Lane, Request};
@@ -81,9 +81,14 @@ impl RealKernel {
 
     /// A change to a PCI function goes through the helper of its PF.
     fn change_function(&self, function: PciAddress, action: Action) -> Result<(), KernelError> {
+        self.change(&self.pf_of(function)?, action)
+    }
+
+    /// The PF of a function; itself where it is no VF.
+    fn pf_of(&self, function: PciAddress) -> Result<Device, KernelError> {
         let dir = look::present(&self.tree, &Device::Pci(function))?;
         let pf = dir.link_name("physfn").and_then(|name| name.parse().ok());
-        self.change(&Device::Pci(pf.unwrap_or(function)), action)
+        Ok(Device::Pci(pf.unwrap_or(function)))
     }
 
     /// The change to `pf` that hangs.
@@ -121,11 +126,23 @@ impl Kernel for RealKernel {
         Ok(self.tree.pfs())
     }
 
+    fn without_sriov(&self) -> Result<Vec<PfState>, KernelError> {
+        Ok(look::without_sriov(&self.tree))
+    }
+
     fn pf(&self, pf: &Device) -> Result<PfState, KernelError> {
         // Reading sriov_numvfs waits for the one that writes it.
         let cautious = self.hangs(pf).is_some();
         match self.ask(pf, Action::Pf { cautious })? {
             Answer::Pf(state) => Ok(state),
+            other => Err(senseless(pf, &other)),
+        }
+    }
+
+    fn health(&self, pf: &Device) -> Result<PfHealth, KernelError> {
+        self.not_hanging(pf)?;
+        match self.ask(pf, Action::Health)? {
+            Answer::Health(health) => Ok(health),
             other => Err(senseless(pf, &other)),
         }
     }
@@ -191,6 +208,14 @@ impl Kernel for RealKernel {
         self.change_function(function, Action::Reset(function))
     }
 
+    fn vfio_obstacles(&self, function: PciAddress) -> Result<Vec<String>, KernelError> {
+        let pf = self.pf_of(function)?;
+        match self.ask(&pf, Action::VfioObstacles(function))? {
+            Answer::VfioObstacles(obstacles) => Ok(obstacles),
+            other => Err(senseless(&pf, &other)),
+        }
+    }
+
     fn holders(&self, pf: &Device, index: u32) -> Result<Vec<String>, KernelError> {
         match self.ask(pf, Action::Holders(index))? {
             Answer::Holders(holders) => Ok(holders),
@@ -234,13 +259,59 @@ impl RealKernel {
 
     /// A change that the helper of an earlier agent has not ended.
     fn changed_by_another(&self, pf: &Device) -> Option<(String, Duration)> {
-        let lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
-        let ours = lanes.get(&(pf.clone(), false)).cloned();
-        drop(lanes);
-        // Our own helper has the lock while it works.
-        if ours.is_some_and(|lane| lane.is_busy()) || !act::is_being_changed(&self.tree, pf) {
-            return None;
-        }
-        Some((act::BUSY_ELSEWHERE.to_owned(), Duration::ZERO))
+        // Our own helper has the lock while it works: it is looked at while none of ours does.
+        let changed = || act::is_being_changed(&self.tree, pf);
+        let there = look::present(&self.tree, pf).is_ok();
+        let changed = there && self.lane(pf, false).while_idle(changed).unwrap_or(false);
+        changed.then(|| (act::BUSY_ELSEWHERE.to_owned(), Duration::ZERO))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    /// Many ports get their VFs at the same time, and each call looks whether the PF is free to change.
+    #[test]
+    fn those_who_look_at_a_pf_together_do_not_take_each_other_for_a_change() {
+        let root = testtree::igb(1);
+        // A helper that has the lock on the device for a moment, as each change has.
+        let pf_dir = root.path().join("sys/bus/pci/devices/0000:01:00.0");
+        let script = format!(
+            r#"while read -r line; do flock {0} sleep 0.02; echo '{{"Ok":"done"}}'; done"#,
+            pf_dir.display()
+        );
+        let command = HelperCommand {
+            program: "/bin/sh".into(),
+            args: vec!["-c".into(), script.into()],
+        };
+        let mut kernel = RealKernel::new(command, Duration::from_secs(60));
+        kernel.tree = Tree(root.path().to_owned());
+        let pf: Device = "0000:01:00.0".parse().unwrap();
+        let ended = AtomicBool::new(false);
+        let seen: Vec<String> = std::thread::scope(|scope| {
+            let look = || {
+                let mut seen = None;
+                while !ended.load(Ordering::Relaxed) {
+                    seen = seen.or_else(|| kernel.wedged(&pf));
+                }
+                seen
+            };
+            let looking = [scope.spawn(look), scope.spawn(look)];
+            for _ in 0..20 {
+                kernel.set_autoprobe(&pf, false).unwrap();
+            }
+            ended.store(true, Ordering::Relaxed);
+            let seen = looking.into_iter().map(|one| one.join().unwrap());
+            seen.flatten().collect()
+        });
+        assert_eq!(seen, [""; 0]);
+        // What somebody else does is seen all the same.
+        let dir = std::fs::File::open(&pf_dir).unwrap();
+        let lock = nix::fcntl::Flock::lock(dir, nix::fcntl::FlockArg::LockExclusive).unwrap();
+        assert!(kernel.wedged(&pf).is_some());
+        drop(lock);
+        assert_eq!(kernel.wedged(&pf), None);
     }
 }

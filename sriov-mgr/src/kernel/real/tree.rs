@@ -33,20 +33,21 @@ impl Tree {
         self.dir(&Device::Pci(function))
     }
 
+    /// Every PCI network function, of whatever kind. Reads nothing that can block.
+    pub(crate) fn nics(&self) -> Vec<PciAddress> {
+        let names = Dir(self.0.join("sys/bus/pci/devices")).entries("");
+        let functions = names.iter().filter_map(|name| name.parse().ok());
+        let network = |function: &PciAddress| {
+            let class = self.function(*function).number("class");
+            class.is_some_and(|class| class >> 16 == CLASS_NETWORK)
+        };
+        functions.filter(network).collect()
+    }
+
     /// Every device that can have VFs, in order. Reads nothing that can block.
     pub(crate) fn pfs(&self) -> Vec<Device> {
-        let mut found = Vec::new();
-        for name in Dir(self.0.join("sys/bus/pci/devices")).entries("") {
-            if let Ok(address) = name.parse::<PciAddress>() {
-                let dir = self.function(address);
-                let network = dir
-                    .number("class")
-                    .is_some_and(|class| class >> 16 == CLASS_NETWORK);
-                if network && dir.number("sriov_totalvfs").is_some_and(|total| total > 0) {
-                    found.push(Device::Pci(address));
-                }
-            }
-        }
+        let nics = self.nics().into_iter().map(Device::Pci);
+        let mut found: Vec<Device> = nics.filter(|nic| self.total_vfs(nic) > 0).collect();
         for name in Dir(self.0.join("sys/bus/netdevsim/devices")).entries("") {
             found.extend(format!("netdevsim/{name}").parse::<Device>());
         }
