@@ -185,7 +185,7 @@ fn manage_nics(
     paths: &Paths,
     handle: Handle,
 ) -> Result<(), StartError> {
-    let kernel = nics::kernel::real(config.nic.deadline);
+    let kernel = nics::kernel::real(&config.nic);
     let watch = sriov_mgr::kernel::events::watch().inspect_err(
         |error| tracing::warn!(%error, "changes of NICs are seen within a minute, not at once"),
     );

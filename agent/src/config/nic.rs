@@ -5,6 +5,7 @@ use crate::desired::valid_name;
 use checked_toml::At;
 use sriov_mgr::kernel::{EswitchMode, Rate, VfLinkState, VlanProtocol};
 use sriov_mgr::policy::{self, Policy, Selector, VfDefaults, VfDriver};
+use sriov_mgr::vfio::Force;
 use sriov_mgr::{Device, PciAddress};
 use std::collections::HashMap;
 use std::ops::Range;
@@ -20,6 +21,8 @@ pub struct Nic {
     pub sriov_pool: Option<String>,
     /// How long one change of a NIC may take before it counts as wedged.
     pub deadline: Duration,
+    /// Dangers of VFIO that are accepted on this host: VFs are given to vfio-pci in spite of them.
+    pub vfio_force: Vec<Force>,
     /// `[[nic.policy]]`.
     pub policies: Vec<Policy>,
 }
@@ -29,6 +32,7 @@ impl Default for Nic {
         Nic {
             sriov_pool: None,
             deadline: DEFAULT_DEADLINE,
+            vfio_force: Vec::new(),
             policies: Vec::new(),
         }
     }
@@ -45,6 +49,8 @@ pub(super) fn read(table: Option<Table<'_, '_>>, out: &mut Collector<'_>) -> Nic
     if let Some(at) = table.number("deadline_s", 5..=3600, out) {
         nic.deadline = Duration::from_secs(at.value);
     }
+    let forces = table.parsed_list("vfio_force", "a danger", out);
+    nic.vfio_force = forces.into_iter().map(|at| at.value).collect();
     let mut places: HashMap<String, Range<usize>> = HashMap::new();
     for mut table in table.tables("policy", out) {
         table.title = "[[nic.policy]]".to_owned();

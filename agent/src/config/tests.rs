@@ -270,6 +270,7 @@ host = "h1"
 [nic]
 sriov_pool = "tenants"
 deadline_s = 30
+vfio_force = ["unsafe-interrupts"]
 [[nic.policy]]
 name = "tenants"
 select = { vendor = 0x8086, pf = ["eth0#0-3"], root_port = "0000:3a:00.0" }
@@ -283,6 +284,7 @@ defaults = { vlan = 42, protocol = "802.1ad", max_rate = 100, trust = false }
 fn policies_are_read_as_they_are_written() {
     let nic = parse(POLICIES, Path::new("agent.toml")).unwrap().nic;
     assert_eq!(nic.deadline.as_secs(), 30);
+    assert_eq!(nic.vfio_force, [sriov_mgr::vfio::Force::UnsafeInterrupts]);
     let policy = &nic.policies[0];
     assert_eq!((policy.priority, policy.num_vfs), (99, Some(4)));
     assert_eq!(policy.select.vendor, Some(0x8086));
@@ -296,16 +298,18 @@ fn what_is_wrong_with_policies_has_its_line() {
     let text = POLICIES
         .replace("num_vfs = 4", "num_vfs = 4\nexternal = true")
         .replace("sriov_pool = \"tenants\"", "sriov_pool = \"nobody\"")
+        .replace("unsafe-interrupts", "anything")
         + "[[nic.policy]]\nname = \"b\"\nselect = { pf = [\"eth0#5-1\"] }\neswitch = \"both\"\nvfs = 3\n";
     let said = parse(&text, Path::new("agent.toml"))
         .unwrap_err()
         .to_string();
     for part in [
         "agent.toml:4:14: No policy fills the pool \"nobody\"",
+        "agent.toml:6:15: \"anything\" is nothing that can be forced",
         "Policy \"tenants\": it sets num_vfs",
-        "agent.toml:16:18: \"eth0#5-1\" is not a PF",
-        "agent.toml:17:11: \"both\" is not known for eswitch; write legacy or switchdev",
-        "agent.toml:18:1: \"vfs\" is not known in [[nic.policy]]; known are name, priority,",
+        "agent.toml:17:18: \"eth0#5-1\" is not a PF",
+        "agent.toml:18:11: \"both\" is not known for eswitch; write legacy or switchdev",
+        "agent.toml:19:1: \"vfs\" is not known in [[nic.policy]]; known are name, priority,",
     ] {
         assert!(said.contains(part), "{part} in {said}");
     }

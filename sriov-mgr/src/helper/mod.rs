@@ -143,7 +143,14 @@ mod tests {
         // The second VF is in the group of the first.
         let group = root.path().join("sys/kernel/iommu_groups/20/devices");
         std::fs::create_dir_all(group.join("0000:01:10.2")).unwrap();
-        let answer = ask(&tree, &line(Action::VfioObstacles(vf))).remove(0);
+        let answer = ask(
+            &tree,
+            &line(Action::VfioObstacles {
+                function: vf,
+                accepted: Vec::new(),
+            }),
+        )
+        .remove(0);
         let Ok(Answer::VfioObstacles(said)) = answer else {
             panic!("{answer:?}")
         };

@@ -76,7 +76,7 @@ pub enum Obstacle {
     },
     /// The group is one of no-IOMMU mode.
     #[error(
-        "{function} has no IOMMU behind it, only no-IOMMU mode: its user could read and write all memory; turn the IOMMU on; a check alone accepts it, with --force no-iommu"
+        "{function} has no IOMMU behind it, only no-IOMMU mode: its user could read and write all memory; turn the IOMMU on; a check accepts it with --force no-iommu, and vfio_force of [nic] in agent.toml accepts it for all VFs of this host"
     )]
     NoIommu {
         /// The function.
@@ -178,9 +178,9 @@ fn peer_way_out(bridge: bool) -> &'static str {
 
 fn unsafe_interrupts(function: &str, kernel_allows: bool) -> String {
     let way_out = if kernel_allows {
-        "accept it for a check alone, with --force unsafe-interrupts"
+        "accept it for a check with --force unsafe-interrupts, or for all VFs of this host with vfio_force of [nic] in agent.toml"
     } else {
-        "accept it for a check alone, with --force unsafe-interrupts after setting allow_unsafe_interrupts of vfio_iommu_type1"
+        "after setting allow_unsafe_interrupts of vfio_iommu_type1, accept it for a check with --force unsafe-interrupts, or for all VFs of this host with vfio_force of [nic] in agent.toml"
     };
     format!(
         "Interrupts of {function} are not remapped: its user could forge interrupts of the host; turn interrupt remapping on (firmware, and no nointremap at boot), or {way_out}"

@@ -247,19 +247,11 @@ pub(super) fn r17(lab: &Context) -> Outcome {
     let before = lab.read(&changes)?;
     // What the PF lost is set again under the link: the agent sees it, or is told to look.
     let pf_interface = raw::interface(lab, pf)?;
-    lab.ok(&[
-        "ip",
-        "link",
-        "set",
-        &pf_interface,
-        "vf",
-        vf.index(),
-        "trust",
-        "on",
-    ])?;
+    let other = format!("ip link set {pf_interface} vf {} vlan 43", vf.index());
+    lab.shell_ok(&other)?;
     agent.ferrovia(&["nic", "apply"])?;
-    lab.wait_for("That trust is off again", MENDS, || {
-        Ok((!raw::vf(lab, pf, vf.index())?.trust()).then_some(()))
+    lab.wait_for("That its VLAN is there again", MENDS, || {
+        Ok((raw::vf(lab, pf, vf.index())?.vlan() == 42).then_some(()))
     })?;
     let in_use = agent.refused(&["vf", "release", "cli/a"])?;
     check(

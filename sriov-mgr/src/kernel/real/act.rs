@@ -46,7 +46,12 @@ pub enum Action {
     /// Find who has which VF in use.
     AllHolders,
     /// Judge whether a function may be given to vfio-pci.
-    VfioObstacles(PciAddress),
+    VfioObstacles {
+        /// The function.
+        function: PciAddress,
+        /// Dangers that the operator accepts.
+        accepted: Vec<vfio::Force>,
+    },
     /// `sriov_drivers_autoprobe`.
     Autoprobe(bool),
     /// `sriov_numvfs`.
@@ -80,7 +85,7 @@ impl Action {
                 | Action::Vf(_)
                 | Action::Holders(_)
                 | Action::AllHolders
-                | Action::VfioObstacles(_)
+                | Action::VfioObstacles { .. }
         )
     }
 
@@ -93,7 +98,7 @@ impl Action {
             Action::Vf(index) => format!("Reading VF {index}"),
             Action::Holders(index) => format!("Looking who uses VF {index}"),
             Action::AllHolders => "Looking who uses its VFs".into(),
-            Action::VfioObstacles(function) => {
+            Action::VfioObstacles { function, .. } => {
                 format!("Looking whether {function} may go to vfio-pci")
             }
             Action::Autoprobe(on) => {
@@ -178,9 +183,9 @@ pub(crate) fn act(
         Action::AllHolders => {
             return Ok(Answer::AllHolders(holders::of_all_vfs(tree, device)?));
         }
-        Action::VfioObstacles(function) => {
+        Action::VfioObstacles { function, accepted } => {
             let facts = vfio::Facts::read(&tree.0, *function);
-            let verdict = vfio::Verdict::of(&facts, vfio::Purpose::Bind, &[]);
+            let verdict = vfio::Verdict::of(&facts, vfio::Purpose::Bind, accepted);
             let obstacles = verdict.obstacles.iter().map(ToString::to_string);
             return Ok(Answer::VfioObstacles(obstacles.collect()));
         }

@@ -20,6 +20,7 @@ use super::{EswitchMode, Kernel, KernelError, PfHealth, PfState, VfChange, VfSta
 use crate::address::PciAddress;
 use crate::device::Device;
 use crate::helper::{HelperCommand, Lane, Request};
+use crate::vfio::Force;
 use act::{Action, Answer};
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
@@ -31,6 +32,8 @@ use tree::Tree;
 pub struct RealKernel {
     command: HelperCommand,
     deadline: Duration,
+    /// Dangers of VFIO that the operator accepts by name.
+    accepted: Vec<Force>,
     tree: Tree,
     /// Two helpers a PF: reads go on while a change is made.
     lanes: Mutex<HashMap<(Device, bool), Arc<Lane>>>,
@@ -42,9 +45,16 @@ impl RealKernel {
         RealKernel {
             command,
             deadline,
+            accepted: Vec::new(),
             tree: Tree(PathBuf::from("/")),
             lanes: Mutex::new(HashMap::new()),
         }
+    }
+
+    /// Gives functions to vfio-pci in spite of these dangers.
+    pub fn accepting(mut self, dangers: Vec<Force>) -> RealKernel {
+        self.accepted = dangers;
+        self
     }
 
     fn lane(&self, pf: &Device, reads: bool) -> Arc<Lane> {
@@ -210,7 +220,8 @@ impl Kernel for RealKernel {
 
     fn vfio_obstacles(&self, function: PciAddress) -> Result<Vec<String>, KernelError> {
         let pf = self.pf_of(function)?;
-        match self.ask(&pf, Action::VfioObstacles(function))? {
+        let accepted = self.accepted.clone();
+        match self.ask(&pf, Action::VfioObstacles { function, accepted })? {
             Answer::VfioObstacles(obstacles) => Ok(obstacles),
             other => Err(senseless(&pf, &other)),
         }
