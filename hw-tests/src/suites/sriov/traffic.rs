@@ -122,7 +122,7 @@ const TESTPMD: &str = r#"
 cd @dir@
 run() {
   mkfifo $1.in
-  dpdk-testpmd -l 0,1 --file-prefix=$1 --no-huge -m 64 --iova-mode=va -a $2 -- -i --total-num-mbufs=4096 --no-lsc-interrupt $3 <$1.in >$1.log 2>&1 &
+  stdbuf -oL dpdk-testpmd -l 0,1 --file-prefix=$1 --no-huge -m 64 --iova-mode=va -a $2 -- -i --total-num-mbufs=4096 --no-lsc-interrupt $3 <$1.in >$1.log 2>&1 &
 }
 until_said() { n=0; until grep -q "$2" $1.log; do n=$((n+1)); [ $n -lt 300 ] || { cat $1.log >&2; exit 1; }; sleep 0.2; done; }
 run to @to@; exec 9>to.in
