@@ -49,7 +49,11 @@ pub(super) fn read(table: Option<Table<'_, '_>>, out: &mut Collector<'_>) -> Nic
     if let Some(at) = table.number("deadline_s", 5..=3600, out) {
         nic.deadline = Duration::from_secs(at.value);
     }
-    let forces = table.parsed_list("vfio_force", "a danger", out);
+    let forces = table.parsed_list(
+        "vfio_force",
+        "a danger that can be forced; write \"unsafe-interrupts\" or \"no-iommu\"",
+        out,
+    );
     nic.vfio_force = forces.into_iter().map(|at| at.value).collect();
     let mut places: HashMap<String, Range<usize>> = HashMap::new();
     for mut table in table.tables("policy", out) {

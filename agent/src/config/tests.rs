@@ -305,7 +305,7 @@ fn what_is_wrong_with_policies_has_its_line() {
         .to_string();
     for part in [
         "agent.toml:4:14: No policy fills the pool \"nobody\"",
-        "agent.toml:6:15: \"anything\" is nothing that can be forced",
+        "agent.toml:6:15: \"anything\" is not a danger that can be forced; write",
         "Policy \"tenants\": it sets num_vfs",
         "agent.toml:17:18: \"eth0#5-1\" is not a PF",
         "agent.toml:18:11: \"both\" is not known for eswitch; write legacy or switchdev",
