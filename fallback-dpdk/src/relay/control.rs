@@ -2,16 +2,24 @@
 
 use super::Far;
 use crate::Error;
-use crate::control::{Dataplane, Wake};
+use crate::control::{Dataplane, State, Wake};
 use crate::counters::{PortBlock, PortCounters};
 use crate::input::{DeviceQueue, DeviceWake, interrupt_of};
 use crate::message::Command;
 use crate::uplink_doorbell::UplinkDoorbell;
+use dpdk::{Mempool, PortConfig};
 use flow::PortId;
 use std::sync::Arc;
 
 /// Ethernet header and two VLAN tags, before what the MTU counts.
 const FRAME_OVERHEAD: usize = 14 + 8;
+
+/// The longest MTU of an AF_XDP device here: a buffer with its headers fits half a page.
+const XDP_MTU: u16 = 1500;
+/// Payload bytes of its buffers: 2048 together with DPDK's 64 + 128 bytes of headers and 128 of headroom.
+const XDP_ROOM: u16 = 2048 - 64 - 128 - dpdk::HEADROOM;
+/// Its buffers: what the driver's two rings hold, and as many on their way.
+const XDP_BUFFERS: u32 = 8192;
 
 /// What the control side keeps of a relay.
 pub(crate) struct Relayed {
@@ -46,21 +54,44 @@ impl Dataplane {
     /// There is no such port, it is no guest's, it is relayed already, or DPDK refuses the device; it is
     /// closed then, and the port goes on as before.
     pub fn relay(&self, id: PortId, device: dpdk::Port, wake: Option<Wake>) -> Result<(), Error> {
-        let mut state = self.state();
-        let record = state.ports.get(&id).ok_or(Error::NoSuchPort(id))?;
-        if let Some(relay) = &record.relay {
-            let device = relay.device.name().to_owned();
-            return Err(Error::Relayed { port: id, device });
-        }
-        let pairs = record.queue_pairs.ok_or(Error::NotAGuest(id))?;
+        let mtu = device.mtu();
+        self.relay_with(id, device, wake, mtu)
+    }
+
+    /// As [`Dataplane::relay`], with an MTU.
+    ///
+    /// # Errors
+    /// As there, and the device cannot have that MTU.
+    pub fn relay_with(
+        &self,
+        id: PortId,
+        device: dpdk::Port,
+        wake: Option<Wake>,
+        mtu: u16,
+    ) -> Result<(), Error> {
+        // A device may take its time to start; nobody else waits for it meanwhile.
+        let (pairs, _) = self.relayable(&self.state(), id)?;
         let (most_rx, most_tx) = device.max_queues();
         let queues = pairs.min(most_rx).min(most_tx).max(1);
         let wanted = wake.unwrap_or(Wake::Interrupt);
-        self.bring_up(&device, queues, wanted == Wake::Interrupt)?;
-        let far = Box::new(far(&device, queues, &wanted)?);
+        let config = PortConfig {
+            mtu,
+            rx_queues: queues,
+            tx_queues: queues,
+            rx_interrupts: wanted == Wake::Interrupt,
+            // A VF may not have everybody's frames, and has no use for them.
+            promiscuous: dpdk::pci_address(device.devargs()).is_none(),
+            ..PortConfig::new(self.pool_of(&device, mtu)?)
+        };
+        self.bring_up(&device, config)?;
+        check_mtu(&device, mtu)?;
+        let far = Box::new(far(&device, queues, &wanted, mtu)?);
         let block = Arc::clone(&far.block);
-        let owner = self.handle(record.worker)?;
-        let refused = owner.ask(|reply| Command::Relay(id, Some(far), reply))?;
+        let mut state = self.state();
+        let (_, worker) = self.relayable(&state, id)?;
+        let refused = self
+            .handle(worker)?
+            .ask(|reply| Command::Relay(id, Some(far), reply))?;
         if refused.is_some() {
             return Err(Error::NoSuchPort(id));
         }
@@ -73,6 +104,38 @@ impl Dataplane {
             record.relay = Some(relay);
         }
         Ok(())
+    }
+
+    /// Where a device's packets are put. The kernel takes no buffer longer than a page for AF_XDP, and a
+    /// whole pool for each device.
+    fn pool_of(&self, device: &dpdk::Port, mtu: u16) -> Result<Mempool, Error> {
+        if device.driver() != "net_af_xdp" {
+            return Ok(self.pool.clone());
+        }
+        if mtu > XDP_MTU {
+            return Err(Error::Mtu {
+                device: device.name().to_owned(),
+                wanted: mtu,
+                most: XDP_MTU,
+            });
+        }
+        Mempool::new(&self.eal, "af_xdp", XDP_BUFFERS, XDP_ROOM, None).map_err(|source| {
+            Error::Dpdk {
+                what: format!("make the packet buffers of {}", device.name()),
+                source,
+            }
+        })
+    }
+
+    /// Queue pairs and worker of a port that can be relayed.
+    fn relayable(&self, state: &State, id: PortId) -> Result<(u16, usize), Error> {
+        let record = state.ports.get(&id).ok_or(Error::NoSuchPort(id))?;
+        if let Some(relay) = &record.relay {
+            let device = relay.device.name().to_owned();
+            return Err(Error::Relayed { port: id, device });
+        }
+        let pairs = record.queue_pairs.ok_or(Error::NotAGuest(id))?;
+        Ok((pairs, record.worker))
     }
 
     /// Ends a port's relay: from its next burst on, its packets go through the router. When this
@@ -89,7 +152,8 @@ impl Dataplane {
         let queues = self
             .handle(record.worker)
             .and_then(|owner| owner.ask(|reply| Command::Relay(id, None, reply)));
-        // Queues first, then the device.
+        // Nobody waits for a device that takes its time to end. Queues first, then the device.
+        drop(state);
         let done = queues.map(drop);
         drop(relay);
         done.map(|()| true)
@@ -109,8 +173,22 @@ impl Dataplane {
     }
 }
 
+/// A device that was brought to less than the MTU would lose what is longer, and nobody would know why.
+fn check_mtu(device: &dpdk::Port, wanted: u16) -> Result<(), Error> {
+    let most = device.mtu();
+    // This driver names the MTU of plain Ethernet and moves whatever fits its ring.
+    if most >= wanted || device.driver() == "net_af_packet" {
+        return Ok(());
+    }
+    Err(Error::Mtu {
+        device: device.name().to_owned(),
+        wanted,
+        most,
+    })
+}
+
 /// The worker's part of a started device.
-fn far(device: &dpdk::Port, queues: u16, wake: &Wake) -> Result<Far, Error> {
+fn far(device: &dpdk::Port, queues: u16, wake: &Wake, mtu: u16) -> Result<Far, Error> {
     let fail = |what: &str| {
         let what = format!("{what} of {}", device.name());
         move |source| Error::Dpdk { what, source }
@@ -137,5 +215,5 @@ fn far(device: &dpdk::Port, queues: u16, wake: &Wake) -> Result<Far, Error> {
                 .map_err(fail("take a transmit queue"))?,
         );
     }
-    Ok(Far::new(rx, tx, usize::from(device.mtu()) + FRAME_OVERHEAD))
+    Ok(Far::new(rx, tx, usize::from(mtu) + FRAME_OVERHEAD))
 }
