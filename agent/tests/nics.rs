@@ -440,6 +440,7 @@ fn wanted(mac: u8, vlan: u16) -> Wanted {
         mac: MacAddr([2, 0, 0, 0, 0, mac]),
         vlan,
         pool: Some("tenants".into()),
+        device: None,
         guest: String::new(),
     }
 }
