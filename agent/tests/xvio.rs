@@ -15,7 +15,7 @@ use support::{BLUE, Host, PATIENCE, is_ready, status_of};
 use tonic::Code;
 
 const HEAD: &str =
-    "host = \"h1\"\n[dataplane]\nmemory_mb = 96\nbuffers = 4096\nhugepages = \"never\"\n";
+    "host = \"h1\"\n[dataplane]\nmemory_mb = 160\nbuffers = 8192\nhugepages = \"never\"\n";
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 

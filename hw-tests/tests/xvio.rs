@@ -41,7 +41,7 @@ impl Host {
         std::fs::create_dir_all(root.join("etc/ferrovia"))?;
         std::fs::write(
             root.join("etc/ferrovia/agent.toml"),
-            "host = \"xvio\"\n[dataplane]\nworkers = 2\nmemory_mb = 192\nbuffers = 4096\nhugepages = \"never\"\n",
+            "host = \"xvio\"\n[dataplane]\nworkers = 2\nmemory_mb = 256\nbuffers = 8192\nhugepages = \"never\"\n",
         )?;
         let mut host = Host {
             root,
