@@ -9,6 +9,7 @@ fn main() -> Result<(), Error> {
                 "proto/ferrovia/v1/controller.proto",
                 "proto/ferrovia/v1/agent.proto",
                 "proto/ferrovia/v1/sriov.proto",
+                "proto/ferrovia/v1/xvio.proto",
             ],
             &["proto"],
         )

@@ -53,6 +53,23 @@ pub fn report(config: &Config, options: &Options) -> String {
     for port in config.alone.vf_ports.values() {
         line("port", vf(port));
     }
+    for relay in config.relays.values() {
+        let default = || {
+            let dir = options.paths.vhost_dir();
+            dir.join(format!("{}.sock", relay.name))
+        };
+        let socket = relay.socket.as_ref();
+        let socket = socket.map_or_else(default, |path| options.paths.relocate(path));
+        let verb = match relay.mode {
+            SocketMode::Server => "listens on",
+            SocketMode::Client => "connects to",
+        };
+        let (far, socket) = (relay.far.shown(), socket.display());
+        line("relay", format!("{} to {far}, {verb} {socket}", relay.name));
+    }
+    if let Some(listen) = config.metrics {
+        line("metrics", format!("http://{listen}/metrics"));
+    }
     if !config.alone.peers.is_empty() {
         line("peers", config.alone.peers.len().to_string());
     }

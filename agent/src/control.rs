@@ -19,6 +19,9 @@ use crate::nics::vf_ports::{Done, VfPorts};
 use crate::numbering::Numbers;
 use crate::paths::Paths;
 use crate::ports::{OnChange, Ports, chain};
+use crate::relays::far::{Done as FarDone, Fars};
+use crate::relays::spec::Spec;
+use crate::relays::{Relays, is_relay};
 use crate::state_file::{self, Saved};
 use crate::topology;
 use crate::view::{PortView, View};
@@ -43,8 +46,13 @@ const ADVERTISE_AGAIN: Duration = Duration::from_secs(3);
 /// Nothing is due: sleep this long.
 const NOTHING_DUE: Duration = Duration::from_secs(3600);
 
+mod handle;
+mod relays;
 mod show;
 mod vfs;
+
+pub use handle::{Handle, Have};
+pub use relays::RelayError;
 
 /// The version that is applied after a step, or why the step cannot be.
 pub type StepAnswer = Result<u64, StepError>;
@@ -69,80 +77,20 @@ enum Command {
     VfDone(Box<Done>),
     /// NICs are managed now, or VFs may have come or gone: who has one.
     NicsMoved(Vec<String>),
+    /// The relays of the file.
+    FileRelays(BTreeMap<String, Spec>),
+    /// A relay of the API.
+    AddRelay(Box<Spec>, oneshot::Sender<Result<bool, RelayError>>),
+    /// A relay of the API is not wanted any more.
+    RemoveRelay(String, oneshot::Sender<Result<bool, RelayError>>),
+    /// The device of a relay was started or ended, or not.
+    FarDone(Box<FarDone>),
     /// Take everything down.
     Stop,
 }
 
-/// What the agent has.
-#[derive(Clone, Debug, Default)]
-pub struct Have {
-    /// Of which store.
-    pub store_id: String,
-    /// Keys and revisions.
-    pub have: Vec<v1::Have>,
-}
-
-/// The way to the control thread.
-#[derive(Clone)]
-pub struct Handle {
-    commands: mpsc::Sender<Command>,
-    view: watch::Receiver<Arc<View>>,
-}
-
-impl Handle {
-    /// Replaces the whole desired state by that of a file.
-    pub fn replace(&self, desired: Desired) {
-        let _ = self.commands.send(Command::Replace(Box::new(desired)));
-    }
-
-    /// Applies a step of the controller; the version that is applied then. `None`: the agent stops.
-    pub async fn step(&self, step: v1::Desired) -> Option<StepAnswer> {
-        let (reply, answer) = oneshot::channel();
-        self.commands
-            .send(Command::Step(Box::new(step), reply))
-            .ok()?;
-        answer.await.ok()
-    }
-
-    /// What the agent has.
-    pub async fn have(&self) -> Option<Have> {
-        let (reply, answer) = oneshot::channel();
-        self.commands.send(Command::Have(reply)).ok()?;
-        answer.await.ok()
-    }
-
-    /// Forgets which store the state came from, so that the next hello asks for everything.
-    pub async fn forget_store(&self) -> Option<()> {
-        let (reply, answer) = oneshot::channel();
-        self.commands.send(Command::ForgetStore(reply)).ok()?;
-        answer.await.ok()
-    }
-
-    /// The agent's picture of itself, and its changes.
-    pub fn view(&self) -> watch::Receiver<Arc<View>> {
-        self.view.clone()
-    }
-
-    /// Tells of an answer of a neighbour.
-    pub fn learned(&self, ip: IpAddr, mac: MacAddr) {
-        let _ = self.commands.send(Command::Learned(ip, mac));
-    }
-
-    /// Tells of a packet that waits for a neighbour.
-    pub fn wanted(&self, ip: IpAddr) {
-        let _ = self.commands.send(Command::Wanted(ip));
-    }
-
-    /// Tells that VFs may have come or gone, and who has one now.
-    pub fn nics_moved(&self, owners: Vec<String>) {
-        let _ = self.commands.send(Command::NicsMoved(owners));
-    }
-
-    /// Takes everything down and ends the thread.
-    pub fn stop(&self) {
-        let _ = self.commands.send(Command::Stop);
-    }
-}
+/// An answer that waits until its effect can be seen.
+type Answer = Box<dyn FnOnce() + Send>;
 
 /// What the control thread needs.
 pub struct Parts {
@@ -150,8 +98,12 @@ pub struct Parts {
     pub host: String,
     /// Files.
     pub paths: Paths,
+    /// DPDK, for the devices of relays.
+    pub eal: dpdk::Eal,
     /// The data plane.
     pub dataplane: Arc<Dataplane>,
+    /// The relays of the file.
+    pub relays: BTreeMap<String, Spec>,
     /// Owner and group of sockets.
     pub ownership: crate::accounts::Ownership,
     /// Permissions of sockets.
@@ -167,7 +119,7 @@ pub struct Parts {
 }
 
 /// Starts the control thread. With `keep_state` it begins with the last known state.
-pub fn start(parts: Parts) -> std::io::Result<(Handle, std::thread::JoinHandle<()>)> {
+pub fn start(mut parts: Parts) -> std::io::Result<(Handle, std::thread::JoinHandle<()>)> {
     let (commands, inbox) = mpsc::channel();
     let (view_out, view) = watch::channel(Arc::new(View::default()));
     let changed = commands.clone();
@@ -187,8 +139,22 @@ pub fn start(parts: Parts) -> std::io::Result<(Handle, std::thread::JoinHandle<(
             let _ = ended.send(Command::VfDone(Box::new(done)));
         }),
     );
+    let ended = commands.clone();
+    let fars = Fars::new(
+        parts.eal.clone(),
+        Arc::clone(&parts.dataplane),
+        Arc::new(move |done| {
+            let _ = ended.send(Command::FarDone(Box::new(done)));
+        }),
+    );
+    let relays = Relays {
+        file: std::mem::take(&mut parts.relays),
+        ..Relays::default()
+    };
     let mut control = Control {
         ports,
+        relays,
+        fars,
         vf_ports,
         vf_owners: Vec::new(),
         trusted: false,
@@ -211,12 +177,14 @@ pub fn start(parts: Parts) -> std::io::Result<(Handle, std::thread::JoinHandle<(
             control.begin();
             control.run(&inbox);
         })?;
-    Ok((Handle { commands, view }, thread))
+    Ok((Handle::new(commands, view), thread))
 }
 
 struct Control {
     parts: Parts,
     ports: Ports,
+    relays: Relays,
+    fars: Fars,
     vf_ports: VfPorts,
     /// Who had a VF at the last look.
     vf_owners: Vec<String>,
@@ -254,6 +222,7 @@ impl Control {
                 }
             }
         }
+        self.load_relays();
         self.apply(Instant::now());
         self.show();
     }
@@ -270,20 +239,17 @@ impl Control {
                 Err(RecvTimeoutError::Disconnected) => return self.stop(),
             };
             // All that is there is taken before the picture is drawn again.
-            let mut steps = Vec::new();
+            let mut answers = Vec::new();
             while let Some(command) = next {
                 match command {
                     Command::Stop => return self.stop(),
-                    command => self.take(command, &mut steps),
+                    command => self.take(command, &mut answers),
                 }
                 next = inbox.try_recv().ok();
             }
             self.due(Instant::now());
             self.show();
-            // A step is answered when its effect can be seen.
-            for (reply, answer) in steps {
-                let _ = reply.send(answer);
-            }
+            answers.into_iter().for_each(|answer| answer());
         }
     }
 
@@ -291,17 +257,14 @@ impl Control {
         let times = [
             self.ports.next_retry(),
             self.vf_ports.next_retry(),
+            self.fars.next_due(),
             self.neighbours.next_due(),
             self.advertise_at,
         ];
         times.into_iter().flatten().min()
     }
 
-    fn take(
-        &mut self,
-        command: Command,
-        steps: &mut Vec<(oneshot::Sender<StepAnswer>, StepAnswer)>,
-    ) {
+    fn take(&mut self, command: Command, answers: &mut Vec<Answer>) {
         let now = Instant::now();
         match command {
             Command::Replace(desired) => {
@@ -313,7 +276,7 @@ impl Control {
             }
             Command::Step(step, reply) => {
                 let answer = self.step(*step, now);
-                steps.push((reply, answer));
+                answers.push(Box::new(move || drop(reply.send(answer))));
             }
             Command::Have(reply) => {
                 let resources = &self.saved.resources;
@@ -340,6 +303,23 @@ impl Control {
                 self.vf_owners = owners;
                 self.vf_ports.look_again(now);
                 self.find_leftovers(now);
+            }
+            Command::FileRelays(relays) => {
+                self.relays.file = relays;
+                self.ports.retry_all(now);
+                self.apply(now);
+            }
+            Command::AddRelay(spec, reply) => {
+                let answer = self.add_relay(*spec, now);
+                answers.push(Box::new(move || drop(reply.send(answer))));
+            }
+            Command::RemoveRelay(name, reply) => {
+                let answer = self.remove_relay(&name, now);
+                answers.push(Box::new(move || drop(reply.send(answer))));
+            }
+            Command::FarDone(done) => {
+                self.fars.take(*done, now);
+                self.vf_ports.want(&self.wanted_vfs(), now);
             }
             Command::Stop => {}
         }
@@ -379,6 +359,7 @@ impl Control {
         if self.vf_ports.next_retry().is_some_and(|at| at <= now) {
             self.vf_ports.go_on(now);
         }
+        self.far_sides(now);
         if let Some(underlay) = &self.parts.underlay {
             for target in self.neighbours.due(now) {
                 let request = vrouter::underlay_arp_request(underlay, target);
@@ -410,6 +391,7 @@ impl Control {
         if let Some(reason) = self.ports.given_up(id) {
             tracing::warn!(port = id, reason, "port failed");
             self.ports.give_up(id, reason, now);
+            self.fars.closed(id);
             self.publish(now);
         }
         let running = self
@@ -418,7 +400,7 @@ impl Control {
             .is_some_and(|s| s.state == xvio::State::Running);
         if !running {
             self.connected.remove(id);
-        } else if self.connected.insert(id.to_owned()) {
+        } else if !is_relay(id) && self.connected.insert(id.to_owned()) {
             self.advertise(&BTreeSet::from([id.to_owned()]));
             let again = now + ADVERTISE_AGAIN;
             self.advertise_at = Some(self.advertise_at.map_or(again, |at| at.min(again)));
@@ -433,7 +415,11 @@ impl Control {
         }
         let sockets = &mut self.saved.sockets;
         if !sockets.contains_key(id) {
-            let taken = sockets.values().any(|stem| stem == name);
+            let taken = sockets.values().any(|stem| stem == name)
+                || self
+                    .relays
+                    .get(name)
+                    .is_some_and(|(relay, _)| relay.socket.is_none());
             sockets.insert(
                 id.to_owned(),
                 if taken {
@@ -456,10 +442,11 @@ impl Control {
         self.saved
             .sockets
             .retain(|id, _| self.desired.ports.contains_key(id));
-        self.numbers
-            .retain(|id| self.desired.ports.contains_key(id));
-        self.ports.forget(|id| self.desired.ports.contains_key(id));
-        for id in &ids {
+        let wanted = |id: &str| self.desired.ports.contains_key(id) || self.relays.has_id(id);
+        self.numbers.retain(wanted);
+        self.ports.forget(wanted);
+        let mut wanted = self.relay_attachments();
+        for id in ids.iter().chain(wanted.keys()) {
             self.numbers.of(id);
         }
         // Ports that fit into no topology are not set up at all.
@@ -471,7 +458,6 @@ impl Control {
             tracing::warn!(note, "left out");
         }
         self.refused = whole.refused;
-        let mut wanted = BTreeMap::new();
         for id in &ids {
             if self.refused.contains_key(id) {
                 continue;
@@ -496,6 +482,7 @@ impl Control {
             self.publish_with(now, &|id| !gone.contains(&id.to_owned()));
             for id in &plan.remove {
                 self.ports.remove(id);
+                self.fars.closed(id);
                 self.connected.remove(id);
             }
         }
@@ -504,7 +491,8 @@ impl Control {
                 continue;
             }
             if let Some(number) = self.numbers.get(id) {
-                let name = &self.desired.ports[id].name;
+                // A relay has its name in its id.
+                let name = self.desired.ports.get(id).map_or(id, |port| &port.name);
                 self.ports.create(id, name, number, &wanted[id], now);
             }
         }

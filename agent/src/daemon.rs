@@ -5,10 +5,12 @@ use crate::config::{self, Config, ConfigError};
 use crate::control::{self, Handle, Parts};
 use crate::local_api::{self, ApiError, Facts, LocalApi};
 use crate::lock::{Lock, LockError};
+use crate::metrics::{self, MetricsError};
 use crate::nics::service::NicApi;
 use crate::nics::{self, Nics};
 use crate::paths::Paths;
 use crate::ports::chain;
+use crate::relays::service::XvioApi;
 use crate::sync::{self, About};
 use crate::underlay::{self, UnderlayError};
 use crate::uplink::{self, UplinkError};
@@ -58,6 +60,9 @@ pub enum StartError {
     /// The local API.
     #[error(transparent)]
     Api(#[from] ApiError),
+    /// The listener for Prometheus.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
     /// Threads or signals.
     #[error("The operating system refuses {what}")]
     System {
@@ -97,6 +102,10 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         _ => None,
     };
     let listener = local_api::listen(&paths.api_socket(), api_group)?;
+    let metrics = match config.metrics {
+        Some(listen) => Some(metrics::listen(listen).await?),
+        None => None,
+    };
 
     let eal = dpdk::Eal::init(&uplink::eal_config(&config)).map_err(StartError::Eal)?;
     let mtu = place.as_ref().and_then(|place| place.mtu);
@@ -115,7 +124,9 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let parts = Parts {
         host: config.host.clone(),
         paths: paths.clone(),
+        eal: eal.clone(),
         dataplane: Arc::clone(&dataplane),
+        relays: config.relays.clone(),
         ownership,
         permissions: config.sockets.mode,
         underlay: uplink.as_ref().map(|uplink| uplink.underlay.clone()),
@@ -150,8 +161,16 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         .add_service(v1::sriov_server::SriovServer::new(NicApi::new(
             nics.clone(),
         )))
+        .add_service(v1::xvio_server::XvioServer::new(XvioApi::new(
+            handle.clone(),
+            Arc::clone(&dataplane),
+        )))
         .serve_with_incoming(UnixListenerStream::new(listener));
     let server = tokio::spawn(server);
+    let metrics = metrics.map(|listener| {
+        let serve = metrics::serve(listener, handle.clone(), Arc::clone(&dataplane));
+        tokio::spawn(serve)
+    });
     let stream = config.controller.clone().map(|controller| {
         tokio::spawn(sync::run(
             controller,
@@ -169,6 +188,9 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     notify::stopping();
     if let Some(stream) = stream {
         stream.abort();
+    }
+    if let Some(metrics) = metrics {
+        metrics.abort();
     }
     server.abort();
     let _ = std::fs::remove_file(paths.api_socket());
@@ -283,7 +305,7 @@ async fn until_told(
     }
 }
 
-/// Takes networks, ports, peers and NIC policies from the changed file. A file with a mistake changes nothing.
+/// Takes networks, ports, peers, relays and NIC policies from the changed file. A file with a mistake changes nothing.
 fn reload(options: &Options, config: &mut Config, handle: &Handle, nics: &Nics) {
     let new = match config::load(&options.config) {
         Ok(new) => new,
@@ -294,6 +316,7 @@ fn reload(options: &Options, config: &mut Config, handle: &Handle, nics: &Nics) 
     };
     let rest = |config: &Config| Config {
         alone: Default::default(),
+        relays: Default::default(),
         nic: config::Nic {
             policies: Vec::new(),
             ..config.nic.clone()
@@ -302,7 +325,7 @@ fn reload(options: &Options, config: &mut Config, handle: &Handle, nics: &Nics) 
     };
     if rest(&new) != rest(config) {
         tracing::warn!(
-            "only networks, ports, peers and NIC policies are taken from a changed file; restart the agent for the rest"
+            "only networks, ports, peers, relays and NIC policies are taken from a changed file; restart the agent for the rest"
         );
     }
     if new.nic.policies != config.nic.policies {
@@ -320,6 +343,11 @@ fn reload(options: &Options, config: &mut Config, handle: &Handle, nics: &Nics) 
                 );
             }
         }
+    }
+    if new.relays != config.relays {
+        config.relays = new.relays;
+        handle.file_relays(config.relays.clone());
+        tracing::info!(relays = config.relays.len(), "relays read again");
     }
     if config.controller.is_none() && new.controller.is_none() {
         config.alone = new.alone;

@@ -116,6 +116,19 @@ pub struct Port {
     pub mode: SocketMode,
     /// The socket, where it is not the default.
     pub socket: Option<PathBuf>,
+    /// Its packets go to a VF while there is one (binding xvio).
+    pub relay: Option<Relayed>,
+}
+
+/// What a port of binding xvio has beside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Relayed {
+    /// The pool to take the VF from; `None`: the agent's own choice.
+    pub pool: Option<String>,
+    /// A virtual device of DPDK instead of a VF.
+    pub device: Option<String>,
+    /// What it is attached to, such as "vm/web-1"; may be empty.
+    pub owner: String,
 }
 
 /// A port whose guest has a VF. The NIC carries its frames, the virtual router never sees them.

@@ -21,8 +21,10 @@
 //! | [`topology`] | from desired state to a virtual router, leaving out what contradicts itself |
 //! | [`underlay`], [`uplink`], [`neighbours`] | the link to other hosts, its port, who is who on it |
 //! | [`nics`] | the SR-IOV manager: policies, the API of NICs and VFs, VFs of ports |
+//! | [`relays`] | guests whose packets go to a device of their own |
 //! | [`sync`] | the stream to the controller |
 //! | [`local_api`], [`view`], [`probe_packet`] | what the agent shows of itself |
+//! | [`metrics`] | the same counters for Prometheus |
 //! | [`homes`] | where flows can live on this host |
 //! | [`check`] | what a configuration asks for, and what this host lacks for it |
 //! | [`daemon`], [`lock`], [`accounts`], [`paths`], [`notify`] | the process: order of start, one at a time, files and their owners |
@@ -38,6 +40,7 @@ pub mod diff;
 pub mod homes;
 pub mod local_api;
 pub mod lock;
+pub mod metrics;
 pub mod neighbours;
 pub mod nics;
 pub mod notify;
@@ -45,6 +48,7 @@ pub mod numbering;
 pub mod paths;
 pub mod ports;
 pub mod probe_packet;
+pub mod relays;
 pub mod state_file;
 pub mod sync;
 pub mod topology;

@@ -240,7 +240,7 @@ fn guest_counters(counters: &fallback_dpdk::PortCounters) -> v1::PortCounters {
     }
 }
 
-fn drops(counts: &[u64; DropReason::COUNT]) -> Vec<v1::DropCount> {
+pub(crate) fn drops(counts: &[u64; DropReason::COUNT]) -> Vec<v1::DropCount> {
     let counted = DropReason::ALL
         .iter()
         .zip(counts)

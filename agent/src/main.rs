@@ -38,7 +38,7 @@ struct Cli {
 enum Command {
     /// Run the agent.
     #[command(after_help = "\
-SIGHUP reads networks, ports and peers again from the file of an agent that runs alone; a file with
+SIGHUP reads relays, and networks, ports and peers of an agent that runs alone, again from the file; a file with
 a mistake changes nothing. SIGTERM ends it and removes its sockets. FERROVIA_LOG=debug shows more.")]
     Run,
     /// Check the configuration, look whether this host has what it names, and say what it asks for; nothing is

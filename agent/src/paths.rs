@@ -60,6 +60,11 @@ impl Paths {
         self.state_dir().join("nic-policies.json")
     }
 
+    /// The relays that came over the local API.
+    pub fn relays(&self) -> PathBuf {
+        self.state_dir().join("xvio-relays.json")
+    }
+
     /// `/run/ferrovia`: sockets and the lock.
     pub fn run_dir(&self) -> PathBuf {
         self.root.join("run/ferrovia")

@@ -8,6 +8,7 @@ use crate::diff::Attachment;
 use fallback_dpdk::Dataplane;
 use flow::PortId;
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -80,9 +81,21 @@ impl Ports {
         self.running.get(id).map(|running| running.number)
     }
 
+    /// The socket of a port that runs.
+    pub fn socket(&self, id: &str) -> Option<&Path> {
+        let running = self.running.get(id)?;
+        Some(&running.attachment.socket)
+    }
+
     /// The backend's status of a port that runs.
     pub fn status(&self, id: &str) -> Option<xvio::Status> {
         self.running.get(id).map(|running| running.backend.status())
+    }
+
+    /// The counters of a running port's rings, by queue pair.
+    pub fn rings(&self, id: &str) -> Vec<xvio::PairCounters> {
+        let running = self.running.get(id);
+        running.map_or_else(Vec::new, |running| running.backend.counters().to_vec())
     }
 
     /// Why a port does not run.

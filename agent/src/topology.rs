@@ -317,6 +317,7 @@ mod tests {
             queue_size: 256,
             mode: SocketMode::Server,
             socket: None,
+            relay: None,
         }
     }
 

@@ -62,6 +62,8 @@ pub fn eal_config(config: &Config) -> dpdk::EalConfig {
             config::Hugepages::Require => dpdk::Hugepages::Require,
         },
         pci,
+        // VFs of relays come when their guests do.
+        pci_later: true,
         ..dpdk::EalConfig::default()
     }
 }

@@ -14,6 +14,8 @@ use vrouter::VRouter;
 pub struct View {
     /// Ports by id.
     pub ports: BTreeMap<String, PortView>,
+    /// Relays, and ports of binding xvio, by id.
+    pub relays: BTreeMap<String, RelayView>,
     /// The version of the controller's state that has been applied.
     pub applied_version: u64,
     /// The networks' names by VNI, for flows.
@@ -26,6 +28,7 @@ impl Default for View {
     fn default() -> Self {
         View {
             ports: BTreeMap::new(),
+            relays: BTreeMap::new(),
             applied_version: 0,
             networks: BTreeMap::new(),
             router: Arc::new(topology::empty(0)),
@@ -46,6 +49,28 @@ pub struct PortView {
     pub features: u64,
     /// Queue pairs that run.
     pub active_queue_pairs: u16,
+}
+
+/// One relay.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RelayView {
+    /// As the API shows it, without what is counted.
+    pub relay: v1::Relay,
+    /// Its number in the data plane.
+    pub number: Option<PortId>,
+    /// Its rings' counters.
+    pub rings: Rings,
+}
+
+/// Counters of rings, which are the same as long as the rings are.
+#[derive(Clone, Debug)]
+pub struct Rings(pub Vec<xvio::PairCounters>);
+
+impl PartialEq for Rings {
+    fn eq(&self, other: &Rings) -> bool {
+        let same = |(a, b): (&xvio::PairCounters, &xvio::PairCounters)| Arc::ptr_eq(&a.tx, &b.tx);
+        self.0.len() == other.0.len() && self.0.iter().zip(&other.0).all(same)
+    }
 }
 
 impl View {
@@ -83,7 +108,15 @@ pub fn api_port(id: &str, port: &desired::Port, desired: &Desired, host: &str) -
     v1::Port {
         mac: port.mac.to_string(),
         addresses: port.addresses.iter().map(ToString::to_string).collect(),
-        binding: v1::Binding::Virtio.into(),
+        binding: match port.relay {
+            Some(_) => v1::Binding::Xvio.into(),
+            None => v1::Binding::Virtio.into(),
+        },
+        pool: port
+            .relay
+            .as_ref()
+            .and_then(|relay| relay.pool.clone())
+            .unwrap_or_default(),
         virtio: Some(v1::VirtioOptions {
             queue_pairs: port.queue_pairs.into(),
             queue_size: port.queue_size.into(),

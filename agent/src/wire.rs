@@ -204,12 +204,11 @@ fn port(port: &v1::Port) -> Result<desired::AnyPort, String> {
         return Err(format!("The id {of} is not a UUID"));
     }
     match port.binding() {
-        // Without a VF the software path carries an xvio port; the guest does not see which.
-        v1::Binding::Unspecified | v1::Binding::Virtio | v1::Binding::Xvio => {}
-        v1::Binding::Sriov => {}
+        v1::Binding::Unspecified | v1::Binding::Virtio => {}
+        v1::Binding::Xvio | v1::Binding::Sriov => {}
         v1::Binding::Tap => {
             return Err(format!(
-                "This agent cannot bind port \"{name}\" as tap; create it with binding virtio or sriov"
+                "This agent cannot bind port \"{name}\" as tap; create it with binding virtio, xvio or sriov"
             ));
         }
     }
@@ -244,6 +243,14 @@ fn port(port: &v1::Port) -> Result<desired::AnyPort, String> {
         queue_size,
         mode,
         socket: None,
+        relay: match port.binding() {
+            v1::Binding::Xvio => Some(desired::Relayed {
+                pool: pool(port, &of)?,
+                device: None,
+                owner: port.owner.clone(),
+            }),
+            _ => None,
+        },
     };
     let routed = vf.as_ref().is_none_or(|vf| vf.standby);
     Ok(desired::AnyPort {
@@ -252,16 +259,23 @@ fn port(port: &v1::Port) -> Result<desired::AnyPort, String> {
     })
 }
 
-fn vf_port(port: &v1::Port, of: &str) -> Result<desired::VfPort, String> {
-    if !port.pool.is_empty() && !valid_name(&port.pool) {
+fn pool(port: &v1::Port, of: &str) -> Result<Option<String>, String> {
+    if port.pool.is_empty() {
+        return Ok(None);
+    }
+    if !valid_name(&port.pool) {
         return Err(format!("\"{}\" {of} cannot be a pool's name", port.pool));
     }
+    Ok(Some(port.pool.clone()))
+}
+
+fn vf_port(port: &v1::Port, of: &str) -> Result<desired::VfPort, String> {
     Ok(desired::VfPort {
         name: port.name.clone(),
         network: port.network.clone(),
         mac: station(&port.mac, of)?,
         addresses: addresses(&port.addresses, of)?,
-        pool: (!port.pool.is_empty()).then(|| port.pool.clone()),
+        pool: pool(port, of)?,
         standby: port.standby,
         owner: port.owner.clone(),
     })

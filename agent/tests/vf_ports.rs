@@ -67,6 +67,7 @@ fn wanted(mac: u8, vlan: u16) -> Wanted {
         mac: MacAddr([2, 0, 0, 0, 0, mac]),
         vlan,
         pool: Some("tenants".into()),
+        device: None,
         guest: String::new(),
     }
 }
@@ -148,7 +149,8 @@ fn a_port_whose_vf_an_operator_took_away_is_told() {
     told.recv_timeout(PATIENCE).unwrap();
     let mut ports = Ports::of(&nics);
     ports.want(&[("a", wanted(1, 0)), ("b", wanted(2, 0))]);
-    (ports.vf("a"), ports.vf("b"));
+    ports.vf("a");
+    ports.vf("b");
     while told.recv_timeout(Duration::from_secs(1)).is_ok() {}
     nics.set_file_policies(vec![policy("tenants", 1)]).unwrap();
     let manager = nics.manager().unwrap();

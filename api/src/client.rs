@@ -287,6 +287,11 @@ pub fn nic_client(channel: Channel) -> v1::sriov_client::SriovClient<Channel> {
     v1::sriov_client::SriovClient::new(channel).max_decoding_message_size(MAX_ANSWER)
 }
 
+/// A client of an agent's relays.
+pub fn relay_client(channel: Channel) -> v1::xvio_client::XvioClient<Channel> {
+    v1::xvio_client::XvioClient::new(channel).max_decoding_message_size(MAX_ANSWER)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,8 +1,10 @@
 //! What can be typed.
 
 mod nic;
+mod xvio;
 
 pub use nic::{Allocate, Nic, Vf};
+pub use xvio::{AddRelay, Xvio};
 
 use crate::failure::EXIT_CODES;
 use crate::output::Format;
@@ -89,6 +91,9 @@ pub enum Command {
     /// VFs of this machine's NICs.
     #[command(subcommand)]
     Vf(Vf),
+    /// Relays of this host: vhost-user sockets whose packets go to a VF or another device.
+    #[command(subcommand)]
+    Xvio(Xvio),
     /// The self-test of a VF, in a process that can be given up: a request on standard input, steps on standard
     /// output.
     #[command(hide = true, name = VFIO_CHECK)]
@@ -248,6 +253,8 @@ pub struct Rings {
 pub enum BindingKind {
     /// A virtio-net device; its packets go through the virtual router.
     Virtio,
+    /// A virtio-net device whose packets go to a VF, or through the virtual router while there is none.
+    Xvio,
     /// A VF of a NIC; its packets go through the NIC's own switch, in the network's VLAN.
     Sriov,
 }

@@ -7,6 +7,7 @@ use api::identity::{Identity, Paths};
 use api::v1::agent_client::AgentClient;
 use api::v1::controller_client::ControllerClient;
 use api::v1::sriov_client::SriovClient;
+use api::v1::xvio_client::XvioClient;
 use std::path::PathBuf;
 use tonic::transport::Channel;
 
@@ -87,7 +88,15 @@ impl Global {
         Ok(client::nic_client(channel))
     }
 
-    /// The same, or nothing where no agent is there: what can be read without one is shown without one.
+    /// A client of the relays of this host's agent.
+    pub async fn relays(&self) -> Result<XvioClient<Channel>, Failure> {
+        let channel = client::connect(&Target::Unix(self.agent_socket()))
+            .await
+            .map_err(|error| Failure::unreachable(chain(&error)))?;
+        Ok(client::relay_client(channel))
+    }
+
+    /// The same as [`Global::nics`], or nothing where no agent is there: what can be read without one is shown without one.
     pub async fn nics_if_any(&self) -> Result<Option<SriovClient<Channel>>, Failure> {
         if self.agent.is_none() && !self.agent_socket().exists() {
             return Ok(None);

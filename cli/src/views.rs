@@ -7,6 +7,7 @@
 mod local;
 pub mod nic;
 pub mod vf;
+pub mod xvio;
 
 pub use local::{Agent, Drop, Flow, LocalPort, PortCounters};
 

@@ -147,6 +147,11 @@ impl Port {
         self.binding == api::v1::Binding::Sriov as i32
     }
 
+    /// Whether its frames may go through a VF, in the network's VLAN.
+    pub fn uses_vf(&self) -> bool {
+        self.has_vf() || self.binding == api::v1::Binding::Xvio as i32
+    }
+
     /// Whether the hosts' virtual routers reach it: a VF's frames never come to them.
     pub fn is_routed(&self) -> bool {
         !self.has_vf() || self.standby

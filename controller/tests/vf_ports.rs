@@ -74,6 +74,53 @@ async fn pools_and_standbys_are_for_vfs_only() {
 }
 
 #[tokio::test]
+async fn a_port_of_binding_xvio_has_a_pool_and_is_routed_too() {
+    let (mut lab, mut c) = lab().await;
+    c.update_network(vlan("blue", 42)).await.unwrap();
+    let xvio = |name: &str| v1::CreatePortRequest {
+        binding: Binding::Xvio.into(),
+        pool: "tenants".into(),
+        ..port(name, "blue", "h1")
+    };
+    let standby = v1::CreatePortRequest {
+        standby: true,
+        ..xvio("x1")
+    };
+    refuse!(
+        lab,
+        c.create_port(standby),
+        InvalidArgument,
+        "x1",
+        "a standby"
+    );
+    c.create_host(host("h2")).await.unwrap();
+    let mut h2 = lab.agent(hello("h2", "192.0.2.2", 1500)).await;
+    h2.step().await.unwrap();
+    c.create_port(port("p2", "blue", "h2")).await.unwrap();
+    h2.step().await.unwrap();
+    let x1 = c.create_port(xvio("x1")).await.unwrap().into_inner();
+    h2.step().await.unwrap();
+    assert!(
+        h2.resources.contains_key(&format!("peer/{}", x1.id)),
+        "without its VF the router reaches it"
+    );
+    refuse!(
+        lab,
+        c.update_network(vlan("blue", 43)),
+        FailedPrecondition,
+        "VLAN 42",
+        "x1"
+    );
+    lab.restart().await;
+    let mut c = lab.client().await;
+    let kept = c.get_port(by_ref("x1")).await.unwrap().into_inner();
+    assert_eq!(
+        (kept.binding(), kept.pool.as_str()),
+        (Binding::Xvio, "tenants")
+    );
+}
+
+#[tokio::test]
 async fn a_vlan_is_one_networks_and_stays_while_a_vf_has_it() {
     let (lab, mut c) = lab().await;
     let red = v1::CreateNetworkRequest {

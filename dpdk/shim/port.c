@@ -157,9 +157,14 @@ int fv_port_remove(uint16_t port)
 	return rte_dev_remove(device);
 }
 
+/* Frames for everybody, or for the port's own address and for groups. A device that cannot tell groups
+ * apart is none the worse for being asked. */
 int fv_port_promiscuous(uint16_t port, int on)
 {
-	return on ? rte_eth_promiscuous_enable(port) : rte_eth_promiscuous_disable(port);
+	if (on)
+		return rte_eth_promiscuous_enable(port);
+	(void)rte_eth_allmulticast_enable(port);
+	return rte_eth_promiscuous_disable(port);
 }
 
 int fv_port_stats(uint16_t port, struct fv_port_stats *stats)

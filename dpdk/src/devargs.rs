@@ -89,7 +89,7 @@ pub(crate) fn hint(devargs: &str) -> Option<String> {
         });
     }
     if is_pci(devargs) {
-        return Some("name the device in the EAL's PCI list, and bind it to vfio-pci unless its driver works beside the kernel's".to_owned());
+        return Some("it has to be in the EAL's PCI list unless PCI devices may come later, and bound to vfio-pci unless its driver works beside the kernel's".to_owned());
     }
     None
 }

@@ -9,8 +9,9 @@
 //! - `rte_eal_init` runs in a thread of its own that ends afterwards, with all signals blocked: it
 //!   pins the thread that calls it, makes it the "main lcore" and hands its signal mask on to DPDK's
 //!   interrupt thread. None of that should happen to the program's main thread.
-//! - PCI devices are not even scanned unless some are named in [`EalConfig::pci`]: DPDK would
-//!   otherwise take every device that is bound to a userspace driver, also those of other programs.
+//! - PCI devices are not even scanned unless some are named in [`EalConfig::pci`], or
+//!   [`EalConfig::pci_later`] is set: DPDK would otherwise take every device that is bound to a
+//!   userspace driver, also those of other programs.
 //!
 //! `rte_eal_cleanup` is never called: mbufs and queues may live until the process ends, and with
 //! `--in-memory` the kernel takes everything back by itself.
@@ -23,6 +24,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::descriptors::closing_on_exec;
 use crate::hugepages::{self, Hugepages};
 use crate::{Error, ffi, log};
+
+/// A PCI address that no machine has: Linux numbers domains with 31 bits. A list of the devices that
+/// DPDK may probe at start needs an entry to be a list.
+const NOBODY: &str = "ffffffff:ff:1f.7";
 
 /// Memory when the configuration names none, in MB.
 const DEFAULT_MEMORY_MB: u32 = 256;
@@ -45,6 +50,9 @@ pub struct EalConfig {
     /// PCI devices (`0000:3b:00.2`, with devargs if wanted) that may be attached. DPDK probes them
     /// at start. No PCI bus at all when empty.
     pub pci: Vec<String>,
+    /// Whether PCI devices may be attached by [`crate::Port::attach`] that are not in
+    /// [`EalConfig::pci`]. The bus is scanned then; nothing but what is named there is probed at start.
+    pub pci_later: bool,
     /// Further EAL arguments, after ours.
     pub extra: Vec<String>,
 }
@@ -57,6 +65,7 @@ impl Default for EalConfig {
             memory_mb: None,
             hugepages: Hugepages::Auto,
             pci: Vec::new(),
+            pci_later: false,
             extra: Vec::new(),
         }
     }
@@ -233,8 +242,11 @@ fn arguments(
         // to avoid either.
         words.extend(["--no-huge".to_owned(), "--no-shconf".to_owned()]);
     }
-    if config.pci.is_empty() {
-        words.push("--no-pci".to_owned());
+    match (config.pci.is_empty(), config.pci_later) {
+        (true, false) => words.push("--no-pci".to_owned()),
+        // What is attached at run time joins the list; without a list DPDK would take everything now.
+        (true, true) => words.extend(["-a".to_owned(), NOBODY.to_owned()]),
+        (false, _) => {}
     }
     for device in &config.pci {
         words.extend(["-a".to_owned(), device.clone()]);
@@ -296,6 +308,19 @@ mod tests {
         let words = words(&config, true);
         assert!(!words.contains(&"--no-pci".to_owned()));
         assert!(words.windows(2).any(|pair| pair == ["-a", "0000:3b:00.2"]));
+    }
+
+    #[test]
+    fn pci_devices_to_come_need_a_list_that_takes_none_at_start() {
+        let mut config = EalConfig {
+            pci_later: true,
+            ..EalConfig::default()
+        };
+        let later = words(&config, false);
+        assert!(!later.contains(&"--no-pci".to_owned()));
+        assert!(later.windows(2).any(|pair| pair == ["-a", NOBODY]));
+        config.pci = vec!["0000:3b:00.2".to_owned()];
+        assert!(!words(&config, false).contains(&NOBODY.to_owned()));
     }
 
     #[test]

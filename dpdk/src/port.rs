@@ -42,7 +42,8 @@ pub struct PortConfig {
     pub mtu: u16,
     /// Where received packets are put.
     pub mempool: Mempool,
-    /// Whether frames for other MAC addresses are received as well.
+    /// Whether frames for other MAC addresses are received as well. Otherwise those to groups still are:
+    /// a guest that knows its neighbours by IPv6 needs them.
     pub promiscuous: bool,
     /// Whether queues are set up for interrupts, see [`RxQueue::event_fd`]. Devices that have none
     /// refuse it.
@@ -198,7 +199,7 @@ pub struct Port {
 
 impl Port {
     /// Attaches a device by its string: `net_af_packet0,iface=eth1`, `net_tap0`, `0000:3b:00.2`, …
-    /// (of the PCI ones, those in [`crate::EalConfig::pci`]). Virtual devices need a name of their
+    /// (of the PCI ones, those in [`crate::EalConfig::pci`], or any with [`crate::EalConfig::pci_later`]). Virtual devices need a name of their
     /// own each. Start no program from another thread meanwhile: it would inherit what the driver
     /// opens.
     pub fn attach(eal: &Eal, devargs: &str) -> Result<Port, Error> {

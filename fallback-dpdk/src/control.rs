@@ -68,6 +68,7 @@ pub(crate) struct State {
 /// Dropping it ends the workers, and stops and closes the devices it was given.
 pub struct Dataplane {
     pub(crate) config: Config,
+    pub(crate) eal: Eal,
     pub(crate) pool: Mempool,
     pub(crate) handles: Vec<WorkerHandle>,
     threads: Vec<JoinHandle<()>>,
@@ -104,6 +105,7 @@ impl Dataplane {
         })?;
         let (sender, receiver) = sync_channel(config.events.max(1));
         let mut plane = Dataplane {
+            eal: eal.clone(),
             pool,
             handles: Vec::new(),
             threads: Vec::new(),
@@ -244,7 +246,12 @@ impl Dataplane {
         let rx = match port.rx_queue(0) {
             Ok(queue) => queue,
             Err(_) => {
-                self.bring_up(&port, 1, wanted == Wake::Interrupt)?;
+                let config = PortConfig {
+                    mtu: port.mtu(),
+                    rx_interrupts: wanted == Wake::Interrupt,
+                    ..PortConfig::new(self.pool.clone())
+                };
+                self.bring_up(&port, config)?;
                 port.rx_queue(0).map_err(fail("take the receive queue"))?
             }
         };
@@ -262,24 +269,11 @@ impl Dataplane {
         self.adopt(&mut state, id, source, exit, Some(port))
     }
 
-    /// Configures and starts a device with so many queues each way and the MTU it has; without
-    /// interrupts where it has none.
-    pub(crate) fn bring_up(
-        &self,
-        port: &dpdk::Port,
-        queues: u16,
-        interrupts: bool,
-    ) -> Result<(), Error> {
+    /// Configures and starts a device; without interrupts where it has none.
+    pub(crate) fn bring_up(&self, port: &dpdk::Port, config: PortConfig) -> Result<(), Error> {
         let fail = |what: &str| {
             let what = format!("{what} {}", port.name());
             move |source| Error::Dpdk { what, source }
-        };
-        let config = PortConfig {
-            mtu: port.mtu(),
-            rx_queues: queues,
-            tx_queues: queues,
-            rx_interrupts: interrupts,
-            ..PortConfig::new(self.pool.clone())
         };
         if port.configure(&config).is_err() || port.start().is_err() {
             let polled = PortConfig {
@@ -345,7 +339,7 @@ impl Dataplane {
     }
 
     /// Tells all workers but the owner where a port is, also where one of them is gone.
-    fn route(&self, id: PortId, to: Option<usize>, owner: usize) -> Result<(), Error> {
+    pub(crate) fn route(&self, id: PortId, to: Option<usize>, owner: usize) -> Result<(), Error> {
         let others = self.handles.iter().filter(|handle| handle.index != owner);
         others
             .map(|handle| handle.ask(|reply| Command::Route(id, to, reply)))
@@ -373,6 +367,8 @@ impl Dataplane {
         }
         state.gone_hits += last.hits;
         state.gone_misses += last.misses;
+        // Nobody waits for a device that takes its time to end.
+        drop(state);
         drop((record.device, record.relay));
         done
     }

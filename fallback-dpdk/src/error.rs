@@ -89,6 +89,26 @@ pub enum Error {
         /// Buffers there are.
         all: u32,
     },
+    /// A device with shorter packets than asked for.
+    #[error(
+        "{device} cannot have an MTU of {wanted}, {most} is the most; ask for less, or raise its PF's where it is a VF"
+    )]
+    Mtu {
+        /// The device.
+        device: String,
+        /// What was asked for.
+        wanted: u16,
+        /// What it can have.
+        most: u16,
+    },
+    /// There is no such worker.
+    #[error("There is no worker {worker}; they are numbered 0 to {last}")]
+    NoSuchWorker {
+        /// What was asked for.
+        worker: usize,
+        /// The last that there is.
+        last: usize,
+    },
     /// A packet that fits no buffer.
     #[error(
         "A packet of {length} bytes does not fit the data plane's buffers of {max} bytes; raise max_frame"

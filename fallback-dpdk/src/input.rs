@@ -263,10 +263,11 @@ impl DeviceQueue {
     }
 
     pub(crate) fn leave(&mut self, bed: &Bed) {
-        match std::mem::replace(&mut self.wake, DeviceWake::Timer) {
-            DeviceWake::Interrupt(fd) => bed.remove(fd),
-            // Closing the only descriptor of the socket takes it out of the set.
-            DeviceWake::Doorbell(_) | DeviceWake::Timer => {}
+        // Its descriptors stay open: it may enter another worker's set.
+        match &self.wake {
+            DeviceWake::Interrupt(fd) => bed.forget(fd),
+            DeviceWake::Doorbell(doorbell) => bed.forget(doorbell),
+            DeviceWake::Timer => {}
         }
     }
 }

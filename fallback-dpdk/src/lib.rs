@@ -18,6 +18,7 @@
 //! |---|---|
 //! | `control.rs`, `inspect.rs` | [`Dataplane`]: what the agent calls to change, and to look |
 //! | `message.rs` | the protocol between control side and workers |
+//! | `placement.rs` | moving a port to another worker |
 //! | `worker.rs` | the loop: poll, look up, execute, age, sleep |
 //! | `recovery.rs` | what it does after a panic |
 //! | `slow_path.rs` | first packets, punts, answers, rate limits |
@@ -46,6 +47,7 @@ mod idle;
 mod input;
 mod inspect;
 mod message;
+mod placement;
 mod record;
 mod recovery;
 mod relay;

@@ -114,6 +114,12 @@ impl Bed {
         let _ = self.epoll.delete(&fd);
     }
 
+    /// No longer wakes on this descriptor.
+    pub(crate) fn forget(&self, fd: &impl AsFd) {
+        // A descriptor that is not in the set any more needs no removal.
+        let _ = self.epoll.delete(fd);
+    }
+
     /// Sleeps for at most `millis`.
     pub(crate) fn sleep(&self, millis: u16) -> Woken {
         let mut events = [EpollEvent::empty(); 16];

@@ -18,7 +18,7 @@ fn a_nic_that_fails_while_the_manager_starts_does_not_keep_it_closed() {
     for op in [Op::Vfs, Op::Pf] {
         host.kernel.fail(op, PF, 0, Fault::Errno(EIO));
         let manager = host.open();
-        assert_eq!(manager.allocations(), [had.clone()]);
+        assert_eq!(manager.allocations(), std::slice::from_ref(&had));
         host.kernel.clear_faults();
     }
     host.kernel.fail(Op::Vfs, PF, 0, Fault::Errno(EIO));

@@ -7,15 +7,18 @@
 mod check;
 mod nic;
 mod resources;
+mod xvio;
 
 pub use checked_toml::{LoadError as ConfigError, Problem, Problems};
 
 pub use nic::Nic;
 
 use crate::desired::{Desired, valid_name};
+use crate::relays::spec::Spec;
 use checked_toml::{At, Collector, Table};
 use ipnet::IpNet;
-use std::net::{IpAddr, Ipv4Addr};
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 /// A whole, checked configuration.
@@ -35,6 +38,10 @@ pub struct Config {
     pub api: Api,
     /// The NICs.
     pub nic: Nic,
+    /// Relays, by name.
+    pub relays: BTreeMap<String, Spec>,
+    /// Where Prometheus asks for counters; `None`: nowhere.
+    pub metrics: Option<SocketAddr>,
     /// Networks, ports and peers of an agent that runs alone.
     pub alone: Desired,
 }
@@ -161,6 +168,9 @@ fn read(mut top: Table<'_, '_>, out: &mut Collector<'_>) -> Config {
     };
     let nic = nic::read(top.table("nic", out), out);
     let file = resources::read(&mut top, out);
+    let relays = xvio::read(top.table("xvio", out), &file.ports, out);
+    let metrics = top.table("metrics", out);
+    let metrics = metrics.and_then(|table| read_metrics(table, out));
     top.finish(out);
     if controller.is_some() {
         for span in file.spans() {
@@ -180,8 +190,30 @@ fn read(mut top: Table<'_, '_>, out: &mut Collector<'_>) -> Config {
         sockets,
         api,
         nic,
+        relays,
+        metrics,
         alone,
     }
+}
+
+fn read_metrics(mut table: Table<'_, '_>, out: &mut Collector<'_>) -> Option<SocketAddr> {
+    const ADDRESS: &str = "an address with its port, such as 127.0.0.1:9690";
+    let listen = table.required("listen", "\"127.0.0.1:9690\"", out);
+    let listen = listen.and_then(|_| table.parsed::<SocketAddr>("listen", ADDRESS, out));
+    let anywhere = table.boolean("anywhere", out).is_some_and(|at| at.value);
+    table.finish(out);
+    let listen = listen?;
+    if !listen.value.ip().is_loopback() && !anywhere {
+        out.add(
+            listen.span,
+            format!(
+                "{} is not a loopback address, and whoever reaches it can read every counter; add anywhere = true \
+                 where that is meant",
+                listen.value.ip()
+            ),
+        );
+    }
+    Some(listen.value)
 }
 
 fn name(at: Option<At<String>>, what: &str, out: &mut Collector<'_>) -> String {

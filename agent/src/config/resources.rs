@@ -1,6 +1,7 @@
 //! `[[network]]`, `[[port]]` and `[[peer]]`: what an agent that runs alone has.
 
 use crate::desired::{self, Desired, MAX_VNI, SocketMode, valid_name};
+use crate::relays::spec::{Origin, check_device};
 use checked_toml::{At, Collector, Table};
 use flow::MacAddr;
 use ipnet::IpNet;
@@ -10,7 +11,8 @@ use std::path::PathBuf;
 
 const IP: &str = "an IP address, such as 10.0.0.10 or fd00::10";
 const CIDR: &str = "a prefix such as 10.0.0.0/24 or fd00::/64";
-const MAC: &str = "a MAC address; write six hexadecimal bytes, such as 52:54:00:12:34:56";
+pub(super) const MAC: &str =
+    "a MAC address; write six hexadecimal bytes, such as 52:54:00:12:34:56";
 
 pub(super) struct FileNetwork {
     pub(super) span: Range<usize>,
@@ -55,9 +57,13 @@ pub(super) struct FilePort {
     pub(super) vf: Option<FileVf>,
 }
 
-/// What a port of binding sriov has beside.
+/// What a port of binding sriov or xvio has beside.
 pub(super) struct FileVf {
+    /// The guest has virtio rings, and its packets go to the VF.
+    pub(super) relayed: bool,
     pub(super) pool: Option<String>,
+    /// A virtual device of DPDK instead of a VF, where its packets are relayed.
+    pub(super) device: Option<At<String>>,
     pub(super) standby: bool,
 }
 
@@ -156,6 +162,14 @@ fn vf(table: &mut Table<'_, '_>, out: &mut Collector<'_>) -> Option<FileVf> {
     let binding = table.string("binding", out);
     let pool = table.string("pool", out);
     let standby = table.boolean("standby", out);
+    let device = table.string("device", out);
+    let relayed = binding.as_ref().is_some_and(|at| at.value == "xvio");
+    if let Some(at) = device.as_ref().filter(|_| !relayed) {
+        out.add(
+            at.span.clone(),
+            "Only a port with binding = \"xvio\" has a device; add that, or remove this",
+        );
+    }
     if let Some(at) = pool.as_ref().filter(|at| !valid_name(&at.value)) {
         out.add(
             at.span.clone(),
@@ -165,21 +179,53 @@ fn vf(table: &mut Table<'_, '_>, out: &mut Collector<'_>) -> Option<FileVf> {
     match binding {
         Some(at) if at.value == "sriov" => {
             return Some(FileVf {
+                relayed: false,
                 pool: pool.map(|at| at.value),
+                device: None,
                 standby: standby.is_some_and(|at| at.value),
+            });
+        }
+        Some(at) if at.value == "xvio" => {
+            if let Some(standby) = standby {
+                out.add(
+                    standby.span,
+                    "Only a port with binding = \"sriov\" has a standby; with \"xvio\" the router is one already",
+                );
+            }
+            if let Some(at) = &device
+                && let Err(why) = check_device(&at.value, Origin::File)
+            {
+                out.add(at.span.clone(), why);
+            }
+            if let (Some(pool), Some(_)) = (&pool, &device) {
+                out.add(
+                    pool.span.clone(),
+                    "A port with a device has no VF, and so no pool; give one of them",
+                );
+            }
+            return Some(FileVf {
+                relayed: true,
+                device,
+                pool: pool.map(|at| at.value),
+                standby: false,
             });
         }
         Some(at) if at.value != "virtio" => out.add(
             at.span,
-            "binding is \"virtio\" (a device of the agent) or \"sriov\" (a VF of a NIC)",
+            "binding is \"virtio\" (a device of the agent), \"xvio\" (the same, with its packets in a VF) or \"sriov\" (a VF of a NIC)",
         ),
         _ => {}
     }
-    let spans = [pool.map(|at| at.span), standby.map(|at| at.span)];
-    for span in spans.into_iter().flatten() {
+    if let Some(pool) = pool {
         out.add(
-            span,
-            "Only a port with binding = \"sriov\" has a pool and a standby; add that, or remove this",
+            pool.span,
+            "Only a port with binding = \"sriov\" or \"xvio\" has a pool; add that, or remove this",
+        );
+    }
+    if let Some(standby) = standby {
+        out.add(
+            standby.span,
+            "Only a port with binding = \"sriov\" has a standby; add that, or remove this",
         );
     }
     None
@@ -313,8 +359,18 @@ impl Resources {
                 queue_size: port.queue_size,
                 mode: port.mode,
                 socket: port.socket.map(|at| PathBuf::from(at.value)),
+                relay: port
+                    .vf
+                    .as_ref()
+                    .filter(|vf| vf.relayed)
+                    .map(|vf| desired::Relayed {
+                        pool: vf.pool.clone(),
+                        device: vf.device.as_ref().map(|at| at.value.clone()),
+                        owner: String::new(),
+                    }),
             };
-            let vf = port.vf.map(|vf| desired::VfPort {
+            let vf = port.vf.filter(|vf| !vf.relayed);
+            let vf = vf.map(|vf| desired::VfPort {
                 name: name.clone(),
                 network: virtio.network.clone(),
                 mac: virtio.mac,

@@ -1,6 +1,7 @@
 //! Whole files, good and bad.
 
 use super::*;
+use crate::desired::SocketMode;
 use proptest::prelude::*;
 
 const GOOD: &str = r#"
@@ -313,4 +314,153 @@ fn what_is_wrong_with_policies_has_its_line() {
     ] {
         assert!(said.contains(part), "{part} in {said}");
     }
+}
+
+const RELAYS: &str = r#"
+host = "h1"
+[metrics]
+listen = "127.0.0.1:9690"
+[[xvio.relay]]
+name = "vm-1"
+vf = "0000:3b:02.1"
+mac = "52:54:00:00:00:01"
+vlan = 42
+mtu = 9000
+queue_pairs = 4
+queue_size = 256
+mode = "client"
+socket = "/run/vm-1.sock"
+[[xvio.relay]]
+name = "vm-2"
+device = "net_tap0,iface=tap0"
+mac = "52:54:00:00:00:02"
+"#;
+
+#[test]
+fn relays_are_read_as_they_are_written() {
+    let config = parse(RELAYS, Path::new("agent.toml")).unwrap();
+    assert_eq!(config.metrics, Some("127.0.0.1:9690".parse().unwrap()));
+    let one = &config.relays["vm-1"];
+    assert_eq!((one.vlan, one.mtu, one.queue_pairs), (42, 9000, 4));
+    assert_eq!((one.queue_size, one.mode), (256, SocketMode::Client));
+    assert_eq!(one.far.shown(), "VF 0000:3b:02.1");
+    let two = &config.relays["vm-2"];
+    assert_eq!((two.mtu, two.queue_size, two.vlan), (1500, 1024, 0));
+    assert_eq!((two.mode, &two.socket), (SocketMode::Server, &None));
+    assert!(
+        parse("host = \"h1\"", Path::new("x"))
+            .unwrap()
+            .relays
+            .is_empty()
+    );
+}
+
+#[test]
+fn what_is_wrong_with_relays_has_its_line() {
+    let cases = [
+        (
+            "name = \"vm-2\"",
+            "name = \"vm-1\"",
+            ":16:8: There is already a relay \"vm-1\"",
+        ),
+        ("name = \"vm-2\"", "name = \"VM\"", ":16:8: A relay's name"),
+        (
+            "net_tap0,iface=tap0",
+            "0000:3b:02.1",
+            ":17:10: \"0000:3b:02.1\" is a PCI function",
+        ),
+        (
+            "net_tap0,iface=tap0",
+            "tap0",
+            ":17:10: \"tap0\" is not a virtual device",
+        ),
+        (
+            "device = ",
+            "vf = \"0000:3b:02.1\"\ndevice = ",
+            "give one of them",
+        ),
+        (
+            "device = \"net_tap0,iface=tap0\"",
+            "vf = \"0000:3b:02.1\"",
+            "already the far side of relay \"vm-1\"",
+        ),
+        (
+            "device = \"net_tap0,iface=tap0\"",
+            "",
+            ":15:1: [[xvio.relay]] needs vf",
+        ),
+        (
+            "device = \"net_tap0,iface=tap0\"",
+            "vf = \"eth0\"",
+            "is not the PCI address of a VF",
+        ),
+        ("device = ", "vlan = 7\ndevice = ", "needs a VF"),
+        ("mtu = 9000", "mtu = 9001", "68 to 9000"),
+        ("queue_pairs = 4", "queue_pairs = 65", "1 to 64"),
+        (
+            "queue_size = 256",
+            "queue_size = 100",
+            ":12:14: queue_size must be a power of two",
+        ),
+        ("mode = \"client\"", "mode = \"both\"", "mode is \"server\""),
+        ("/run/vm-1.sock", "vm-1.sock", "absolute path"),
+        (
+            "/run/vm-1.sock",
+            "/run/ferrovia/vhost/vm-2.sock",
+            "already the socket of relay \"vm-1\"",
+        ),
+        ("52:54:00:00:00:02", "53:54:00:00:00:02", "group address"),
+        (
+            "mac = \"52:54:00:00:00:02\"",
+            "",
+            "\"mac\" of [[xvio.relay]] is missing",
+        ),
+        ("127.0.0.1:9690", "0.0.0.0:9690", "anywhere = true"),
+        ("127.0.0.1:9690", "localhost", "an address with its port"),
+    ];
+    for (from, to, wanted) in cases {
+        assert!(RELAYS.contains(from), "{from}");
+        let found = problems(&RELAYS.replacen(from, to, 1)).join("\n");
+        assert!(found.contains(wanted), "{to:?} gave {found}");
+    }
+    let port = "[[network]]\nname = \"blue\"\nvni = 1\n[[port]]\nname = \"vm-2\"\nnetwork = \"blue\"\nmac = \"52:54:00:00:00:09\"\n";
+    let found = problems(&format!("{RELAYS}{port}")).join("\n");
+    assert!(
+        found.contains("already the socket of port \"vm-2\""),
+        "{found}"
+    );
+    let anywhere = RELAYS.replace("127.0.0.1:9690\"", "0.0.0.0:9690\"\nanywhere = true");
+    assert!(parse(&anywhere, Path::new("x")).is_ok());
+}
+
+#[test]
+fn a_port_of_binding_xvio_is_routed_and_has_a_pool() {
+    let text = GOOD.replace("mode = \"client\"", "binding = \"xvio\"\npool = \"fast\"");
+    let config = parse(&text, Path::new("agent.toml")).unwrap();
+    let relay = config.alone.ports["web-1"].relay.as_ref().unwrap();
+    assert_eq!(relay.pool.as_deref(), Some("fast"));
+    assert!(config.alone.vf_ports.is_empty());
+    let standby = text.replace("pool = \"fast\"", "standby = true");
+    let found = problems(&standby).join("\n");
+    assert!(found.contains("the router is one already"), "{found}");
+    let device = text.replace("pool = \"fast\"", "device = \"net_tap0,iface=tap0\"");
+    let config = parse(&device, Path::new("agent.toml")).unwrap();
+    let relay = config.alone.ports["web-1"].relay.as_ref().unwrap();
+    assert_eq!(relay.device.as_deref(), Some("net_tap0,iface=tap0"));
+    let both = device.replace("device =", "pool = \"fast\"\ndevice =");
+    assert!(problems(&both).join("\n").contains("so no pool"));
+    let virtio = device.replace("\"xvio\"", "\"virtio\"");
+    assert!(
+        problems(&virtio)
+            .join("\n")
+            .contains("binding = \"xvio\" has a device")
+    );
+    let twice = format!(
+        "{device}[[xvio.relay]]\nname = \"a\"\nmac = \"02:00:00:00:00:01\"\ndevice = \"net_tap0\"\n"
+    );
+    assert!(
+        problems(&twice)
+            .join("\n")
+            .contains("far side of port \"web-1\"")
+    );
 }

@@ -2,6 +2,7 @@
 
 use super::Control;
 use crate::desired;
+use crate::nics::vf_ports::State;
 use crate::view::{PortView, View, api_port, api_vf_port};
 use api::v1;
 use std::collections::BTreeMap;
@@ -28,6 +29,12 @@ impl Control {
             } else if let Some(own) = &port.socket {
                 state.socket = self.parts.paths.relocate(own).display().to_string();
             }
+            if let Some(relay) = &port.relay
+                && state.state() == v1::PortState::Ready
+            {
+                let has_vf = relay.device.is_none();
+                self.relay_status(id, has_vf, network.map_or(0, |n| n.vlan), &mut state);
+            }
             view.port.status = Some(state);
             shown.insert(id.clone(), view);
         }
@@ -52,7 +59,9 @@ impl Control {
         }
         let (version, before) = (self.saved.resources.version, self.view.borrow().clone());
         let same_router = Arc::ptr_eq(&before.router, &self.router);
-        if shown != self.shown || before.applied_version != version || !same_router {
+        let relays = self.relay_views();
+        let same = shown == self.shown && before.relays == relays;
+        if !same || before.applied_version != version || !same_router {
             self.shown = shown.clone();
             let networks = self
                 .desired
@@ -63,11 +72,28 @@ impl Control {
             let router = Arc::clone(&self.router);
             let view = View {
                 ports: shown,
+                relays,
                 applied_version: version,
                 networks,
                 router,
             };
             self.view.send_replace(Arc::new(view));
+        }
+    }
+
+    /// What a port of binding xvio that is ready shows of its VF: without one, the router carries it.
+    fn relay_status(&self, id: &str, has_vf: bool, vlan: u16, status: &mut v1::PortStatus) {
+        if let State::Ready(given) = self.vf_ports.state(id) {
+            status.vf = given.vf;
+            status.vlan = vlan.into();
+        }
+        let (state, reason) = self.relay_state(id, has_vf, true);
+        let away = matches!(
+            state,
+            v1::RelayState::RelayOnSoftwarePath | v1::RelayState::RelayWaitingForVf
+        );
+        if away && !reason.is_empty() && status.reason.is_empty() {
+            status.reason = format!("On the software path: {reason}");
         }
     }
 

@@ -20,10 +20,12 @@ impl Control {
                 mac: port.mac,
                 vlan: network.vlan,
                 pool,
+                device: None,
                 guest: port.owner.clone(),
             };
             wanted.insert(id.clone(), want);
         }
+        self.add_relayed_vfs(&mut wanted);
         wanted
     }
 

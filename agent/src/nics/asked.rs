@@ -308,6 +308,10 @@ fn owner(owner: &str) -> Result<(), String> {
             "{} is the agent's own to ask for; create or delete the port",
             shown(owner)
         )),
+        "xvio" => Err(format!(
+            "{} is the agent's own to ask for; add or remove the relay (`ferrovia xvio`)",
+            shown(owner)
+        )),
         _ => Err(format!(
             "\"{}\" cannot be an owner; write cli/NAME or vm/DOMAIN, at most 128 printable characters",
             shown(owner)

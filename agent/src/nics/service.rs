@@ -3,6 +3,7 @@
 
 use super::{Nics, SetError, asked, shown, vf_check};
 use crate::ports::chain;
+use crate::relays::is_relay;
 use api::v1;
 use sriov_mgr::kernel::KernelError;
 use sriov_mgr::manager::{Error, PfView, VfView};
@@ -367,6 +368,11 @@ impl v1::sriov_server::Sriov for NicApi {
             if owner.starts_with("port/") && !force {
                 return Err(Status::failed_precondition(format!(
                     "{owner} is a port's; delete the port, or force it: the port gets another VF then"
+                )));
+            }
+            if is_relay(&owner) && !force {
+                return Err(Status::failed_precondition(format!(
+                    "{owner} is a relay's; remove the relay, or force it: the relay asks for it again then"
                 )));
             }
             let released = manager.release(&owner, force).map_err(status)?;

@@ -1,5 +1,5 @@
-//! Ports of binding sriov: a VF each, asked of the manager under the name `port/<id>` and given back when
-//! nobody wants the port any more.
+//! Ports of binding sriov and xvio, and relays: a VF each, asked of the manager under the name `port/<id>` or
+//! `xvio/<relay>`, and given back when nobody wants the port any more.
 //!
 //! ```text
 //!             wanted                  given                    differs, or unwanted
@@ -14,16 +14,35 @@
 
 use super::{Nics, shown};
 use crate::ports::chain;
+use crate::relays::is_relay;
 use flow::MacAddr;
 use sriov_mgr::kernel::Vlan;
 use sriov_mgr::policy::VfDriver;
-use sriov_mgr::{Device, Request};
+use sriov_mgr::{Device, PciAddress, Request, VfChoice};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// What the manager's owners that are ports start with.
 const OWNER: &str = "port/";
+
+/// The manager's owner of a port's or relay's VF.
+fn owner_of(id: &str) -> String {
+    if is_relay(id) {
+        id.to_owned()
+    } else {
+        format!("{OWNER}{id}")
+    }
+}
+
+/// The port or relay that an owner is.
+fn id_of(owner: &str) -> Option<&str> {
+    if is_relay(owner) {
+        Some(owner)
+    } else {
+        owner.strip_prefix(OWNER)
+    }
+}
 /// The first wait before a failed step is tried again; it doubles up to [`SLOWEST_RETRY`].
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 /// The longest.
@@ -38,6 +57,8 @@ pub struct Wanted {
     pub vlan: u16,
     /// Pool; `None`: any.
     pub pool: Option<String>,
+    /// This VF and no other.
+    pub device: Option<PciAddress>,
     /// Whose it is, such as "vm/web-1": VFs of one guest are spread over PFs.
     pub guest: String,
 }
@@ -45,7 +66,8 @@ pub struct Wanted {
 impl Wanted {
     /// Whether a VF that was given for `other` will do.
     fn fits(&self, other: &Wanted) -> bool {
-        (self.mac, self.vlan, &self.pool) == (other.mac, other.vlan, &other.pool)
+        (self.mac, self.vlan, &self.pool, self.device)
+            == (other.mac, other.vlan, &other.pool, other.device)
     }
 }
 
@@ -136,6 +158,12 @@ impl VfPorts {
         }
     }
 
+    /// What each wants.
+    pub fn wanted(&self) -> impl Iterator<Item = (&str, &Wanted)> {
+        let ports = self.ports.iter();
+        ports.filter_map(|(id, port)| Some((id.as_str(), port.wanted.as_ref()?)))
+    }
+
     /// When the next failed step is due.
     pub fn next_retry(&self) -> Option<Instant> {
         let idle = self.ports.values().filter(|port| !port.busy);
@@ -164,7 +192,7 @@ impl VfPorts {
     /// Takes the manager's owners: those that are ports which nobody wants were deleted while the agent was
     /// away, and their VFs are given back.
     pub fn find_leftovers(&mut self, owners: &[String], now: Instant) {
-        for id in owners.iter().filter_map(|owner| owner.strip_prefix(OWNER)) {
+        for id in owners.iter().filter_map(|owner| id_of(owner)) {
             let port = self.ports.entry(id.to_owned()).or_default();
             port.maybe |= port.has.is_none();
         }
@@ -284,12 +312,13 @@ enum Step {
 
 impl Step {
     fn run(self, nics: &Nics, id: &str) -> Outcome {
-        let owner = format!("{OWNER}{id}");
+        let owner = owner_of(id);
         match self {
             Step::Allocate(wanted, avoid_pfs) => {
                 let request = Request {
                     owner,
                     pool: wanted.pool.clone(),
+                    device: wanted.device.map(VfChoice::Address),
                     avoid_pfs,
                     mac: Some(wanted.mac.0),
                     vlan: Some(Vlan {

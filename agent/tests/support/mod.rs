@@ -146,6 +146,34 @@ impl Host {
         client::agent_client(client::connect(&self.target()).await.unwrap())
     }
 
+    pub async fn relays(&self) -> v1::xvio_client::XvioClient<tonic::transport::Channel> {
+        client::relay_client(client::connect(&self.target()).await.unwrap())
+    }
+
+    /// The relay, or port of binding xvio, of this name.
+    pub async fn relay(&self, name: &str) -> Option<v1::Relay> {
+        let relays = self.relays().await.list_relays(v1::Empty {}).await;
+        let mut relays = relays.unwrap().into_inner().relays.into_iter();
+        relays.find(|relay| relay.spec.as_ref().unwrap().name == name)
+    }
+
+    /// Waits until a relay is in this state, and has it.
+    pub async fn until_relay(&self, name: &str, state: v1::RelayState) -> v1::Relay {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let relay = self.relay(name).await;
+            match relay {
+                Some(relay) if relay.state() == state => return relay,
+                relay => assert!(
+                    Instant::now() < deadline,
+                    "{name} is not {state:?}: {relay:#?}\n{}",
+                    self.log()
+                ),
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
     pub async fn status(&self) -> v1::AgentInfo {
         self.client()
             .await

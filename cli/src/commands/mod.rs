@@ -8,6 +8,7 @@ mod port;
 mod token;
 mod vf;
 mod vm;
+mod xvio;
 
 use crate::args::{Args, Command};
 use crate::failure::Failure;
@@ -30,6 +31,7 @@ pub async fn run(args: Args) -> Result<(), Failure> {
         Command::Status => agent::status(&global).await,
         Command::Nic(command) => nic::run(&global, command).await,
         Command::Vf(command) => vf::run(&global, command).await,
+        Command::Xvio(command) => xvio::run(&global, command).await,
         Command::VfioCheck => Ok(sriov_mgr::vfio::serve_check()?),
         Command::Token(command) => token::run(&global, command).await,
         Command::Login { token } => token::login(&global, &token).await,

@@ -179,6 +179,7 @@ impl From<BindingKind> for v1::Binding {
     fn from(kind: BindingKind) -> Self {
         match kind {
             BindingKind::Virtio => v1::Binding::Virtio,
+            BindingKind::Xvio => v1::Binding::Xvio,
             BindingKind::Sriov => v1::Binding::Sriov,
         }
     }

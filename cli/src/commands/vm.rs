@@ -28,7 +28,7 @@ pub async fn run(global: &Global, command: Vm) -> Result<(), Failure> {
         } => {
             let domain = Domain::find(&libvirt.connect, &domain)?;
             // A VF works on the guest's memory by itself; a vhost-user device by us.
-            if bound.binding == BindingKind::Virtio || bound.standby {
+            if bound.binding != BindingKind::Sriov || bound.standby {
                 domain.check_shared_memory()?;
             }
             let host = match host {

@@ -237,7 +237,7 @@ fn vlan(state: &State, network: &str, asked: u32) -> Result<u32, Refusal> {
 /// A VF keeps the VLAN that it was given, so the network's must not change under it.
 fn check_vlan_in_use(state: &State, old: &Network) -> Result<(), Refusal> {
     let ports = state.ports_in(old.id).into_iter().flatten();
-    let with_vf = ports.filter(|(_, id)| state.port(**id).is_some_and(|port| port.has_vf()));
+    let with_vf = ports.filter(|(_, id)| state.port(**id).is_some_and(|port| port.uses_vf()));
     let names: Vec<&String> = with_vf.map(|(name, _)| name).collect();
     if names.is_empty() {
         return Ok(());

@@ -93,14 +93,16 @@ fn virtio(name: &str, asked: Option<v1::VirtioOptions>) -> Result<v1::VirtioOpti
 /// Checks what only a port with a VF can ask for.
 fn vf_options(request: &v1::CreatePortRequest) -> Result<(), Refusal> {
     let name = &request.name;
-    if request.binding != v1::Binding::Sriov as i32 {
-        let option = match (request.standby, request.pool.is_empty()) {
-            (true, _) => "a standby",
-            (_, false) => "a pool",
-            (false, true) => return Ok(()),
-        };
+    let sriov = request.binding == v1::Binding::Sriov as i32;
+    if request.standby && !sriov {
         return Err(Refusal::invalid(format!(
-            "Port {name} asks for {option}, which only binding sriov has; use that binding or leave it out"
+            "Port {name} asks for a standby, which only binding sriov has; use that binding or leave it out"
+        )));
+    }
+    let from_pool = sriov || request.binding == v1::Binding::Xvio as i32;
+    if !request.pool.is_empty() && !from_pool {
+        return Err(Refusal::invalid(format!(
+            "Port {name} asks for a pool, which only bindings sriov and xvio have; use one of them or leave it out"
         )));
     }
     if request.pool.is_empty() {

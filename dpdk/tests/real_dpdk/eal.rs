@@ -8,6 +8,7 @@ use dpdk::{Eal, EalConfig, Error, Hugepages, Mempool, Port, PortConfig};
 use crate::{pool, shared_eal, spawn};
 
 const CHILD: &str = "FERROVIA_DPDK_TEST_CHILD";
+const LATER: &str = "FERROVIA_DPDK_TEST_PCI_LATER";
 
 #[test]
 fn a_second_start_in_one_process_is_refused() {
@@ -195,6 +196,48 @@ fn a_registered_threads_cache_goes_back_when_it_ends() {
     let all: Vec<_> = std::iter::from_fn(|| pool.alloc()).collect();
     assert_eq!(all.len(), 512);
     assert_eq!(pool.available(), 0);
+}
+
+/// A disk's or USB's controller with a driver of the kernel: no driver of DPDK would touch it.
+fn controller() -> Option<String> {
+    let devices = std::fs::read_dir("/sys/bus/pci/devices").ok()?;
+    let found = devices.flatten().find(|device| {
+        let class = std::fs::read_to_string(device.path().join("class"));
+        let ours =
+            class.is_ok_and(|class| class.starts_with("0x01") || class.starts_with("0x0c03"));
+        ours && device.path().join("driver").exists()
+    })?;
+    found.file_name().into_string().ok()
+}
+
+#[test]
+fn pci_devices_that_may_come_later_are_found_when_they_are_asked_for() {
+    if std::env::var_os(CHILD).is_some() {
+        let later = std::env::var_os(LATER).is_some();
+        let config = EalConfig {
+            pci_later: later,
+            ..small()
+        };
+        let eal = Eal::init(&config).unwrap();
+        let attach = |device: &str| Port::attach(&eal, device).unwrap_err().to_string();
+        assert!(attach("0000:ff:1f.7").contains("Cannot find device"));
+        if let Some(controller) = controller() {
+            let error = attach(&controller);
+            assert_eq!(!error.contains("Cannot find device"), later, "{error}");
+        }
+        // Nothing was taken, and the rest works.
+        Port::attach(&eal, "net_null0").unwrap();
+        return;
+    }
+    let name = "eal::pci_devices_that_may_come_later_are_found_when_they_are_asked_for";
+    for later in [false, true] {
+        let mut command = child(name);
+        if later {
+            command.env(LATER, "1");
+        }
+        let output = output(&mut command);
+        assert!(output.status.success(), "{later}: {output:?}");
+    }
 }
 
 #[test]

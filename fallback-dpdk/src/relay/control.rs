@@ -2,12 +2,12 @@
 
 use super::Far;
 use crate::Error;
-use crate::control::{Dataplane, Wake};
+use crate::control::{Dataplane, State, Wake};
 use crate::counters::{PortBlock, PortCounters};
 use crate::input::{DeviceQueue, DeviceWake, interrupt_of};
 use crate::message::Command;
 use crate::uplink_doorbell::UplinkDoorbell;
-use dpdk::PortConfig;
+use dpdk::{Mempool, PortConfig};
 use flow::PortId;
 use std::sync::Arc;
 
@@ -20,11 +20,20 @@ fn held_by_a_queue(ring_size: u16) -> u32 {
     2 * u32::from(ring_size)
 }
 
+/// The longest MTU of an AF_XDP device here: a buffer with its headers fits half a page.
+const XDP_MTU: u16 = 1500;
+/// Payload bytes of its buffers: 2048 together with DPDK's 64 + 128 bytes of headers and 128 of headroom.
+const XDP_ROOM: u16 = 2048 - 64 - 128 - dpdk::HEADROOM;
+/// Its buffers: what the driver's two rings hold, and as many on their way.
+const XDP_BUFFERS: u32 = 8192;
+
 /// What the control side keeps of a relay.
 pub(crate) struct Relayed {
     /// Dropped after its queues: it stops and closes the device.
     device: dpdk::Port,
     queues: u16,
+    /// Its buffers are everybody's; otherwise it has a pool of its own.
+    shares_buffers: bool,
     block: Arc<PortBlock>,
 }
 
@@ -54,17 +63,96 @@ impl Dataplane {
     /// There is no such port, it is no guest's, it is relayed already, not even one queue has buffers
     /// enough, or DPDK refuses the device; it is closed then, and the port goes on as before.
     pub fn relay(&self, id: PortId, device: dpdk::Port, wake: Option<Wake>) -> Result<(), Error> {
+        let mtu = device.mtu();
+        self.relay_with(id, device, wake, mtu)
+    }
+
+    /// As [`Dataplane::relay`], with an MTU.
+    ///
+    /// # Errors
+    /// As there, and the device cannot have that MTU.
+    pub fn relay_with(
+        &self,
+        id: PortId,
+        device: dpdk::Port,
+        wake: Option<Wake>,
+        mtu: u16,
+    ) -> Result<(), Error> {
+        // A device may take its time to start; nobody else waits for it meanwhile.
+        let pool = self.pool_of(&device, mtu)?;
+        let queues = self.queues_for(id, &device, pool.is_none())?;
+        let wanted = wake.unwrap_or(Wake::Interrupt);
+        let config = PortConfig {
+            mtu,
+            rx_queues: queues,
+            tx_queues: queues,
+            rx_interrupts: wanted == Wake::Interrupt,
+            // A VF may not have everybody's frames, and has no use for them.
+            promiscuous: dpdk::pci_address(device.devargs()).is_none(),
+            ..PortConfig::new(pool.as_ref().unwrap_or(&self.pool).clone())
+        };
+        self.bring_up(&device, config)?;
+        check_mtu(&device, mtu)?;
+        let far = Box::new(far(&device, queues, &wanted, mtu)?);
+        let block = Arc::clone(&far.block);
         let mut state = self.state();
-        let record = state.ports.get(&id).ok_or(Error::NoSuchPort(id))?;
-        if let Some(relay) = &record.relay {
-            let device = relay.device.name().to_owned();
-            return Err(Error::Relayed { port: id, device });
+        let (_, worker) = self.relayable(&state, id)?;
+        let refused = self
+            .handle(worker)?
+            .ask(|reply| Command::Relay(id, Some(far), reply))?;
+        if refused.is_some() {
+            return Err(Error::NoSuchPort(id));
         }
-        let pairs = record.queue_pairs.ok_or(Error::NotAGuest(id))?;
+        let relay = Relayed {
+            device,
+            queues,
+            shares_buffers: pool.is_none(),
+            block,
+        };
+        if let Some(record) = state.ports.get_mut(&id) {
+            record.relay = Some(relay);
+        }
+        Ok(())
+    }
+
+    /// The pool of a device that cannot do with everybody's. The kernel takes no buffer longer than a page for
+    /// AF_XDP, and a whole pool for each device.
+    fn pool_of(&self, device: &dpdk::Port, mtu: u16) -> Result<Option<Mempool>, Error> {
+        if device.driver() != "net_af_xdp" {
+            return Ok(None);
+        }
+        if mtu > XDP_MTU {
+            return Err(Error::Mtu {
+                device: device.name().to_owned(),
+                wanted: mtu,
+                most: XDP_MTU,
+            });
+        }
+        let pool = Mempool::new(&self.eal, "af_xdp", XDP_BUFFERS, XDP_ROOM, None);
+        pool.map(Some).map_err(|source| Error::Dpdk {
+            what: format!("make the packet buffers of {}", device.name()),
+            source,
+        })
+    }
+
+    /// How many queues each way a device gets.
+    fn queues_for(
+        &self,
+        id: PortId,
+        device: &dpdk::Port,
+        shares_buffers: bool,
+    ) -> Result<u16, Error> {
+        let state = self.state();
+        let (pairs, _) = self.relayable(&state, id)?;
         let (most_rx, most_tx) = device.max_queues();
+        let wanted = pairs.min(most_rx).min(most_tx).max(1);
+        if !shares_buffers {
+            return Ok(wanted);
+        }
         let queue = held_by_a_queue(PortConfig::new(self.pool.clone()).ring_size);
         let relays = state.ports.values().filter_map(|port| port.relay.as_ref());
-        let held: u32 = relays.map(|relay| u32::from(relay.queues)).sum();
+        let sharing = relays.filter(|relay| relay.shares_buffers);
+        let held: u32 = sharing.map(|relay| u32::from(relay.queues)).sum();
         let left = (self.config.buffers / 2 / queue).saturating_sub(held);
         if left == 0 {
             return Err(Error::Buffers {
@@ -74,26 +162,18 @@ impl Dataplane {
                 all: self.config.buffers,
             });
         }
-        let left = u16::try_from(left).unwrap_or(u16::MAX);
-        let queues = pairs.min(most_rx).min(most_tx).clamp(1, left);
-        let wanted = wake.unwrap_or(Wake::Interrupt);
-        self.bring_up(&device, queues, wanted == Wake::Interrupt)?;
-        let far = Box::new(far(&device, queues, &wanted)?);
-        let block = Arc::clone(&far.block);
-        let owner = self.handle(record.worker)?;
-        let refused = owner.ask(|reply| Command::Relay(id, Some(far), reply))?;
-        if refused.is_some() {
-            return Err(Error::NoSuchPort(id));
+        Ok(wanted.min(u16::try_from(left).unwrap_or(u16::MAX)))
+    }
+
+    /// Queue pairs and worker of a port that can be relayed.
+    fn relayable(&self, state: &State, id: PortId) -> Result<(u16, usize), Error> {
+        let record = state.ports.get(&id).ok_or(Error::NoSuchPort(id))?;
+        if let Some(relay) = &record.relay {
+            let device = relay.device.name().to_owned();
+            return Err(Error::Relayed { port: id, device });
         }
-        let relay = Relayed {
-            device,
-            queues,
-            block,
-        };
-        if let Some(record) = state.ports.get_mut(&id) {
-            record.relay = Some(relay);
-        }
-        Ok(())
+        let pairs = record.queue_pairs.ok_or(Error::NotAGuest(id))?;
+        Ok((pairs, record.worker))
     }
 
     /// Ends a port's relay: from its next burst on, its packets go through the router. When this
@@ -110,7 +190,8 @@ impl Dataplane {
         let queues = self
             .handle(record.worker)
             .and_then(|owner| owner.ask(|reply| Command::Relay(id, None, reply)));
-        // Queues first, then the device.
+        // Nobody waits for a device that takes its time to end. Queues first, then the device.
+        drop(state);
         let done = queues.map(drop);
         drop(relay);
         done.map(|()| true)
@@ -130,8 +211,22 @@ impl Dataplane {
     }
 }
 
+/// A device that was brought to less than the MTU would lose what is longer, and nobody would know why.
+fn check_mtu(device: &dpdk::Port, wanted: u16) -> Result<(), Error> {
+    let most = device.mtu();
+    // This driver names the MTU of plain Ethernet and moves whatever fits its ring.
+    if most >= wanted || device.driver() == "net_af_packet" {
+        return Ok(());
+    }
+    Err(Error::Mtu {
+        device: device.name().to_owned(),
+        wanted,
+        most,
+    })
+}
+
 /// The worker's part of a started device.
-fn far(device: &dpdk::Port, queues: u16, wake: &Wake) -> Result<Far, Error> {
+fn far(device: &dpdk::Port, queues: u16, wake: &Wake, mtu: u16) -> Result<Far, Error> {
     let fail = |what: &str| {
         let what = format!("{what} of {}", device.name());
         move |source| Error::Dpdk { what, source }
@@ -158,5 +253,5 @@ fn far(device: &dpdk::Port, queues: u16, wake: &Wake) -> Result<Far, Error> {
                 .map_err(fail("take a transmit queue"))?,
         );
     }
-    Ok(Far::new(rx, tx, usize::from(device.mtu()) + FRAME_OVERHEAD))
+    Ok(Far::new(rx, tx, usize::from(mtu) + FRAME_OVERHEAD))
 }

@@ -87,6 +87,58 @@ fn a_device_that_vanishes_takes_nothing_with_it() {
 }
 
 #[test]
+fn a_relayed_guest_moves_between_workers_and_loses_nothing() {
+    let world = World::new(Config {
+        workers: 2,
+        ..World::config()
+    });
+    let (mut one, mut two) = (Guest::new(&world, 1), Guest::new(&world, 2));
+    world.publish(topology(1, 2, true));
+    let (device, wire) = world.namespace.wire("mv");
+    let doorbell = Some(Wake::Interface("pmv".to_owned()));
+    let relayed = world
+        .namespace
+        .run(|| world.plane.relay(PortId(1), device, doorbell));
+    relayed.expect("the port is relayed");
+    let owner = || {
+        let workers = world.plane.workers();
+        workers.iter().position(|w| w.ports.contains(&PortId(1)))
+    };
+    for round in 0..20u8 {
+        let to = usize::from(round % 2);
+        for n in 0..4 {
+            one.send(&foreign(n));
+        }
+        wire.send(&foreign(5));
+        world.plane.move_port(PortId(1), to).expect("it moves");
+        assert_eq!(owner(), Some(to));
+        for n in 0..4 {
+            assert_eq!(wire.recv(), foreign(n), "what waited is sent in order");
+        }
+        assert_eq!(one.recv(), foreign(5), "what waited is delivered");
+        // Asleep and woken by the device's doorbell at the new worker.
+        std::thread::sleep(Duration::from_millis(30));
+        wire.send(&foreign(9));
+        assert_eq!(one.recv(), foreign(9));
+        two.send(&datagram(2, 1, 1000, b"from the other worker or the same"));
+        assert_eq!(
+            one.recv(),
+            datagram(2, 1, 1000, b"from the other worker or the same")
+        );
+    }
+    assert!(matches!(
+        world.plane.move_port(PortId(1), 2),
+        Err(Error::NoSuchWorker { worker: 2, last: 1 })
+    ));
+    assert!(matches!(
+        world.plane.move_port(PortId(7), 0),
+        Err(Error::NoSuchPort(PortId(7)))
+    ));
+    assert!(world.plane.unrelay(PortId(1)).expect("the relay ends"));
+    assert_eq!(world.counters().drops, [0; DropReason::COUNT]);
+}
+
+#[test]
 fn what_cannot_be_relayed_is_refused_and_changes_nothing() {
     let world = World::new(World::config());
     let mut one = Guest::new(&world, 1);
