@@ -1,5 +1,5 @@
 //! What goes wrong when the number of VFs changes, seen in the field: R1 to R3, R10, R18, R19, R21. The same cases
-//! with faults that no machine of the lab has are `sriov-mgr/tests/field_cases.rs`.
+//! with faults that no machine of the lab has are `sriov-mgr/tests/field_cases`.
 
 use super::agent_there::{AgentThere, policy};
 use super::raw::{self, MENDS};

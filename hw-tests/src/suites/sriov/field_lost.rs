@@ -1,5 +1,5 @@
 //! What goes wrong when VFs or PFs are gone and come back, seen in the field: R11, R13, R14, R16. The same cases
-//! with faults that no machine of the lab has are `sriov-mgr/tests/field_cases.rs`.
+//! with faults that no machine of the lab has are `sriov-mgr/tests/field_cases`.
 
 use super::agent_there::{AgentThere, Given, policy};
 use super::raw::{self, MENDS};

@@ -1,5 +1,5 @@
 //! What goes wrong between two owners of a VF, seen in the field: R4 to R9, R12, R15, R17, R20. The same cases
-//! with faults that no machine of the lab has are `sriov-mgr/tests/field_cases.rs`.
+//! with faults that no machine of the lab has are `sriov-mgr/tests/field_cases`.
 
 use super::agent_there::AgentThere;
 use super::raw::{self, MENDS, Registers};
@@ -272,6 +272,6 @@ pub(super) fn r17(lab: &Context) -> Outcome {
 pub(super) fn r20(_lab: &Context) -> Outcome {
     Err(Stop::skip(
         "Neither igb nor netdevsim answers EBUSY to a MAC or to a link that is taken up; the fault is put into the \
-         fake kernel: r20_ebusy_is_tried_again_and_not_for_ever in sriov-mgr/tests/field_cases.rs",
+         fake kernel: r20_ebusy_is_tried_again_and_not_for_ever in sriov-mgr/tests/field_cases",
     ))
 }
