@@ -43,9 +43,9 @@ enum Step {
     Loom,
     /// Fuzz targets
     Fuzz,
-    /// Real guests
+    /// Real guests, and the lab's suite `smoke` on emulated NICs
     E2e,
-    /// The emulated NIC machine, the lab's suites on it, a Linux guest under load: a longer run, only when named
+    /// All of the lab's suites, live migration, a Linux guest under load: a longer run, only when named
     Lab,
 }
 
@@ -147,14 +147,16 @@ fn all(steps: &mut Steps, args: &Args, targets: &[Target], wants: impl Fn(Step) 
         }
     }
     if wants(Step::Lab) {
-        lab_suites(steps);
+        lab_suites(steps, &["smoke", "sriov"]);
+    } else if wants(Step::E2e) {
+        lab_suites(steps, &["smoke"]);
     }
     true
 }
 
-/// `ferrovia-lab run` on the shipped inventory, with the suite that takes a minute: `sriov` starts an agent
-/// for each test inside an emulated machine, which is for a longer run. The reports stay in the build folder.
-fn lab_suites(steps: &mut Steps) -> bool {
+/// `ferrovia-lab run` on the shipped inventory. The suite `smoke` takes a minute; `sriov` starts an agent for each
+/// test inside an emulated machine, which is for a longer run. The reports stay in the build folder.
+fn lab_suites(steps: &mut Steps, suites: &[&str]) -> bool {
     let out = paths::target().join("lab-results");
     let hint = format!(
         "\"{}\" shows every test with what it found; `cargo xtask test --only lab` repeats the step.",
@@ -167,12 +169,14 @@ fn lab_suites(steps: &mut Steps) -> bool {
         command.arg(paths::target().join("debug/ferrovia-lab"));
         command.arg("run").arg("--inventory");
         command.arg(paths::root().join("hw-tests/lab.toml"));
-        command.args(["--suite", "smoke", "--out"]).arg(&out);
+        command.arg("--suite").arg(suites.join(","));
+        command.arg("--out").arg(&out);
         Ok(command)
     });
+    let name = format!("lab: {}", suites.join(", "));
     match command {
-        Ok(mut command) => steps.run("lab", &hint, &mut command, last_counts),
-        Err(e) => steps.work("lab", &hint, || Err(e)),
+        Ok(mut command) => steps.run(&name, &hint, &mut command, last_counts),
+        Err(e) => steps.work(&name, &hint, || Err(e)),
     }
 }
 

@@ -46,12 +46,22 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Boots a machine; its files lie in `dir`, which is made when it is not there.
+    /// Boots a machine; its files lie in `dir`, which is made when it is not there. When QEMU ends itself at an
+    /// assertion of its own, which its software emulation does now and then, it is booted once more.
     ///
     /// # Errors
     /// When the machine cannot be made, does not come up within [`MachineConfig::boot_limit`], or lacks a
     /// device that `config` asks for: says at which stage, with the end of the console. Nothing is left then.
     pub fn boot(dir: &Path, config: &MachineConfig) -> Result<Machine> {
+        match Machine::boot_once(dir, config) {
+            Err(error) if format!("{error:#}").contains(": Assertion `") => {
+                Machine::boot_once(dir, config)
+            }
+            result => result,
+        }
+    }
+
+    fn boot_once(dir: &Path, config: &MachineConfig) -> Result<Machine> {
         let _making = cleanup::making();
         qemu::check(config)?;
         let files = Files::make(dir)?;
