@@ -23,7 +23,7 @@ fn eal() -> &'static Eal {
     static EAL: OnceLock<Eal> = OnceLock::new();
     EAL.get_or_init(|| {
         let config = EalConfig {
-            memory_mb: Some(128),
+            memory_mb: Some(256),
             hugepages: Hugepages::Never,
             ..EalConfig::default()
         };
@@ -46,7 +46,7 @@ impl Guest {
             "net_virtio_user{serial},path={},mac=52:54:00:00:00:{number:02x},queues={queues},queue_size=256",
             socket.display()
         );
-        let pool = Mempool::new(eal(), &format!("guest{serial}"), 4096, 2048, None).unwrap();
+        let pool = Mempool::new(eal(), &format!("guest{serial}"), 2048, 2048, None).unwrap();
         let port = Port::attach(eal(), &device).unwrap();
         let config = PortConfig {
             rx_queues: queues,
