@@ -205,6 +205,14 @@ async fn host(netns: &Netns, config: &str) -> Host {
     host
 }
 
+/// The relays' sockets are there. The agent answers a moment before.
+async fn listening(host: &Host, relays: &[&str]) {
+    for relay in relays {
+        host.until_relay(relay, RelayState::RelayWaitingForGuest)
+            .await;
+    }
+}
+
 /// Two relays of the file, on the two ends of one wire.
 fn two_relays() -> String {
     let a = relay("a", 1, "device = \"net_af_packet1,iface=p0\"");
@@ -227,6 +235,7 @@ async fn relays_of_the_file_carry_packets_and_their_devices_run_only_with_a_gues
     assert_eq!(idle.device, None);
     assert_eq!(idle.origin(), v1::RelayOrigin::RelayFromFile);
     for round in 0..3 {
+        listening(&host, &["a", "b"]).await;
         let mut a = Guest::new(&host.socket("a"), 1, 1);
         let mut b = Guest::new(&host.socket("b"), 2, 2);
         host.until_relay("a", RelayState::RelayRelaying).await;
@@ -321,6 +330,7 @@ async fn relays_of_the_api_survive_a_kill_and_bad_ones_change_nothing() {
     drop((one, two));
     host.end(Signal::SIGKILL);
     host.run().await;
+    listening(&host, &["a", "b"]).await;
     let (mut one, mut two) = (
         Guest::new(&host.socket("a"), 1, 1),
         Guest::new(&host.socket("b"), 2, 1),
@@ -340,6 +350,7 @@ async fn relays_of_the_api_survive_a_kill_and_bad_ones_change_nothing() {
     drop((one, two));
     host.end(Signal::SIGKILL);
     host.run().await;
+    listening(&host, &["b"]).await;
     assert!(host.relay("a").await.is_none() && host.relay("b").await.is_some());
 }
 
@@ -348,6 +359,7 @@ async fn a_device_that_goes_is_named_and_its_return_is_noticed_without_the_guest
     let netns = Netns::new();
     netns.wire();
     let host = host(&netns, &two_relays()).await;
+    listening(&host, &["a", "b"]).await;
     let (mut a, mut b) = (
         Guest::new(&host.socket("a"), 1, 1),
         Guest::new(&host.socket("b"), 2, 2),
@@ -381,6 +393,7 @@ async fn a_tap_is_a_far_side_and_an_mtu_it_cannot_have_is_named() {
     let b = relay("b", 2, "device = \"net_af_packet2,iface=fvtap0\"");
     let c = relay("c", 3, "device = \"net_tap1,iface=fvtap1\"\nmtu = 9000");
     let host = host(&netns, &format!("{HEAD}{a}{b}{c}")).await;
+    listening(&host, &["a", "b", "c"]).await;
     let mut b = Guest::new(&host.socket("b"), 2, 1);
     let away = host
         .until_relay("b", RelayState::RelayWaitingForDevice)
@@ -415,6 +428,7 @@ async fn a_relay_moves_between_workers_while_it_runs() {
     netns.wire();
     let config = two_relays().replace("[dataplane]\n", "[dataplane]\nworkers = 2\n");
     let host = host(&netns, &config).await;
+    listening(&host, &["a", "b"]).await;
     let (mut a, mut b) = (
         Guest::new(&host.socket("a"), 1, 1),
         Guest::new(&host.socket("b"), 2, 2),
@@ -439,6 +453,7 @@ async fn a_changed_file_brings_and_takes_relays() {
     let netns = Netns::new();
     netns.wire();
     let host = host(&netns, &two_relays()).await;
+    listening(&host, &["a", "b"]).await;
     let (mut a, mut b) = (
         Guest::new(&host.socket("a"), 1, 1),
         Guest::new(&host.socket("b"), 2, 2),
@@ -516,6 +531,7 @@ async fn a_port_goes_on_through_the_router_while_its_device_is_away() {
         is_ready(ports, "web") && is_ready(ports, "db")
     })
     .await;
+    listening(&host, &["far"]).await;
     let mut web = Guest::new(&host.socket("web"), 10, 1);
     let mut db = Guest::new(&host.socket("db"), 11, 1);
     let mut far = Guest::new(&host.socket("far"), 12, 1);
@@ -553,6 +569,7 @@ async fn prometheus_reads_the_counters_of_relays_and_ports() {
         two_relays()
     );
     let host = host(&netns, &config).await;
+    listening(&host, &["a", "b"]).await;
     let (mut a, mut b) = (
         Guest::new(&host.socket("a"), 1, 1),
         Guest::new(&host.socket("b"), 2, 2),
