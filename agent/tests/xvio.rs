@@ -112,7 +112,6 @@ impl Guest {
         frames
     }
 
-    /// Sends a text until the other has it.
     fn reaches(&mut self, other: &mut Guest, text: &str) {
         let frame = self.frame(other, text);
         self.gets_through(other, &frame, text);
@@ -137,7 +136,6 @@ impl Guest {
     }
 }
 
-/// Both ways.
 fn exchange(a: &mut Guest, b: &mut Guest, text: &str) {
     a.reaches(b, &format!("{text} there"));
     b.reaches(a, &format!("{text} and back"));
@@ -197,7 +195,6 @@ fn relay(name: &str, number: u8, more: &str) -> String {
     format!("[[xvio.relay]]\nname = \"{name}\"\nmac = \"52:54:00:00:00:{number:02x}\"\n{more}\n")
 }
 
-/// An agent in a namespace of its own.
 async fn host(netns: &Netns, config: &str) -> Host {
     let mut host = Host::new(config);
     host.netns = Some(netns.0.clone());
