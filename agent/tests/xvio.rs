@@ -23,7 +23,7 @@ fn eal() -> &'static Eal {
     static EAL: OnceLock<Eal> = OnceLock::new();
     EAL.get_or_init(|| {
         let config = EalConfig {
-            memory_mb: Some(128),
+            memory_mb: Some(256),
             hugepages: Hugepages::Never,
             ..EalConfig::default()
         };
@@ -46,7 +46,7 @@ impl Guest {
             "net_virtio_user{serial},path={},mac=52:54:00:00:00:{number:02x},queues={queues},queue_size=256",
             socket.display()
         );
-        let pool = Mempool::new(eal(), &format!("guest{serial}"), 4096, 2048, None).unwrap();
+        let pool = Mempool::new(eal(), &format!("guest{serial}"), 2048, 2048, None).unwrap();
         let port = Port::attach(eal(), &device).unwrap();
         let config = PortConfig {
             rx_queues: queues,
@@ -112,7 +112,6 @@ impl Guest {
         frames
     }
 
-    /// Sends a text until the other has it.
     fn reaches(&mut self, other: &mut Guest, text: &str) {
         let frame = self.frame(other, text);
         self.gets_through(other, &frame, text);
@@ -137,7 +136,6 @@ impl Guest {
     }
 }
 
-/// Both ways.
 fn exchange(a: &mut Guest, b: &mut Guest, text: &str) {
     a.reaches(b, &format!("{text} there"));
     b.reaches(a, &format!("{text} and back"));
@@ -197,12 +195,19 @@ fn relay(name: &str, number: u8, more: &str) -> String {
     format!("[[xvio.relay]]\nname = \"{name}\"\nmac = \"52:54:00:00:00:{number:02x}\"\n{more}\n")
 }
 
-/// An agent in a namespace of its own.
 async fn host(netns: &Netns, config: &str) -> Host {
     let mut host = Host::new(config);
     host.netns = Some(netns.0.clone());
     host.run().await;
     host
+}
+
+/// The relays' sockets are there. The agent answers a moment before.
+async fn listening(host: &Host, relays: &[&str]) {
+    for relay in relays {
+        host.until_relay(relay, RelayState::RelayWaitingForGuest)
+            .await;
+    }
 }
 
 /// Two relays of the file, on the two ends of one wire.
@@ -227,6 +232,7 @@ async fn relays_of_the_file_carry_packets_and_their_devices_run_only_with_a_gues
     assert_eq!(idle.device, None);
     assert_eq!(idle.origin(), v1::RelayOrigin::RelayFromFile);
     for round in 0..3 {
+        listening(&host, &["a", "b"]).await;
         let mut a = Guest::new(&host.socket("a"), 1, 1);
         let mut b = Guest::new(&host.socket("b"), 2, 2);
         host.until_relay("a", RelayState::RelayRelaying).await;
@@ -321,6 +327,7 @@ async fn relays_of_the_api_survive_a_kill_and_bad_ones_change_nothing() {
     drop((one, two));
     host.end(Signal::SIGKILL);
     host.run().await;
+    listening(&host, &["a", "b"]).await;
     let (mut one, mut two) = (
         Guest::new(&host.socket("a"), 1, 1),
         Guest::new(&host.socket("b"), 2, 1),
@@ -340,6 +347,7 @@ async fn relays_of_the_api_survive_a_kill_and_bad_ones_change_nothing() {
     drop((one, two));
     host.end(Signal::SIGKILL);
     host.run().await;
+    listening(&host, &["b"]).await;
     assert!(host.relay("a").await.is_none() && host.relay("b").await.is_some());
 }
 
@@ -348,6 +356,7 @@ async fn a_device_that_goes_is_named_and_its_return_is_noticed_without_the_guest
     let netns = Netns::new();
     netns.wire();
     let host = host(&netns, &two_relays()).await;
+    listening(&host, &["a", "b"]).await;
     let (mut a, mut b) = (
         Guest::new(&host.socket("a"), 1, 1),
         Guest::new(&host.socket("b"), 2, 2),
@@ -381,6 +390,7 @@ async fn a_tap_is_a_far_side_and_an_mtu_it_cannot_have_is_named() {
     let b = relay("b", 2, "device = \"net_af_packet2,iface=fvtap0\"");
     let c = relay("c", 3, "device = \"net_tap1,iface=fvtap1\"\nmtu = 9000");
     let host = host(&netns, &format!("{HEAD}{a}{b}{c}")).await;
+    listening(&host, &["a", "b", "c"]).await;
     let mut b = Guest::new(&host.socket("b"), 2, 1);
     let away = host
         .until_relay("b", RelayState::RelayWaitingForDevice)
@@ -415,6 +425,7 @@ async fn a_relay_moves_between_workers_while_it_runs() {
     netns.wire();
     let config = two_relays().replace("[dataplane]\n", "[dataplane]\nworkers = 2\n");
     let host = host(&netns, &config).await;
+    listening(&host, &["a", "b"]).await;
     let (mut a, mut b) = (
         Guest::new(&host.socket("a"), 1, 1),
         Guest::new(&host.socket("b"), 2, 2),
@@ -439,6 +450,7 @@ async fn a_changed_file_brings_and_takes_relays() {
     let netns = Netns::new();
     netns.wire();
     let host = host(&netns, &two_relays()).await;
+    listening(&host, &["a", "b"]).await;
     let (mut a, mut b) = (
         Guest::new(&host.socket("a"), 1, 1),
         Guest::new(&host.socket("b"), 2, 2),
@@ -516,6 +528,7 @@ async fn a_port_goes_on_through_the_router_while_its_device_is_away() {
         is_ready(ports, "web") && is_ready(ports, "db")
     })
     .await;
+    listening(&host, &["far"]).await;
     let mut web = Guest::new(&host.socket("web"), 10, 1);
     let mut db = Guest::new(&host.socket("db"), 11, 1);
     let mut far = Guest::new(&host.socket("far"), 12, 1);
@@ -553,6 +566,7 @@ async fn prometheus_reads_the_counters_of_relays_and_ports() {
         two_relays()
     );
     let host = host(&netns, &config).await;
+    listening(&host, &["a", "b"]).await;
     let (mut a, mut b) = (
         Guest::new(&host.socket("a"), 1, 1),
         Guest::new(&host.socket("b"), 2, 2),
