@@ -8,6 +8,7 @@ mod field_lost;
 mod field_owner;
 mod kernel;
 mod raw;
+mod relay;
 mod traffic;
 mod vfio;
 
@@ -128,6 +129,14 @@ pub const SUITE: Suite = Suite {
         .needs(VFIO)
         .also(&[IGB])
         .limit(400),
+        Test::new(
+            "relay_over_two_vfs",
+            "guests on virtio rings reach each other over a VF each, over the router while their VFs are away, and over VFs again",
+            relay::over_two_vfs,
+        )
+        .needs(VFIO)
+        .also(&[Need::Program("dpdk-testpmd"), Need::Emulated])
+        .limit(600),
         Test::new(
             "r01_vfs_that_are_held_open",
             "removing VFs that are held open is refused with the holder's name; forced, it wedges only its PF until the holder is gone",
