@@ -108,10 +108,14 @@ fn main() -> ExitCode {
         Command::Check => check(&files.options()),
         Command::Join { url, token } => block_on(join(files.root, url, token)),
         Command::SriovHelper => {
+            sriov_mgr::helper::close_inherited();
             sriov_mgr::helper::serve(std::io::stdin().lock(), std::io::stdout().lock())
                 .map_err(|error| chain(&error))
         }
-        Command::VfioCheck => sriov_mgr::vfio::serve_check().map_err(|error| chain(&error)),
+        Command::VfioCheck => {
+            sriov_mgr::helper::close_inherited();
+            sriov_mgr::vfio::serve_check().map_err(|error| chain(&error))
+        }
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -11,6 +11,7 @@ use axum::Router;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use axum::serve::Listener;
 use fallback_dpdk::{Dataplane, PortCounters, WorkerStats};
 use flow::{DropReason, PortId};
 use prometheus_client::encoding::text::encode;
@@ -18,9 +19,21 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
+use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
-use tokio::net::TcpListener;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Sleep, sleep};
+
+/// Connections at the same time; others wait in the kernel. Guests' sockets need descriptors too.
+const AT_ONCE: usize = 16;
+/// How long a connection may take, from its first byte to the last of its answer.
+const LONGEST: Duration = Duration::from_secs(10);
 
 /// What OpenMetrics text is called.
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -49,6 +62,10 @@ pub async fn serve(listener: TcpListener, handle: Handle, dataplane: Arc<Datapla
         async move { answer(&handle, dataplane).await }
     };
     let router = Router::new().route("/metrics", get(answer));
+    let listener = Bounded {
+        listener,
+        turns: Arc::new(Semaphore::new(AT_ONCE)),
+    };
     if let Err(error) = axum::serve(listener, router).await {
         tracing::error!(%error, "metrics are not served any more");
     }
@@ -59,8 +76,90 @@ async fn answer(handle: &Handle, dataplane: Arc<Dataplane>) -> Response {
     // The data plane's lock may be held for a moment by somebody who changes a port.
     let text = tokio::task::spawn_blocking(move || text(&view, &dataplane)).await;
     match text {
-        Ok(Ok(text)) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
+        Ok(Ok(text)) => {
+            // Each has a connection of its own, which ends in time.
+            let headers = [
+                (header::CONTENT_TYPE, CONTENT_TYPE),
+                (header::CONNECTION, "close"),
+            ];
+            (headers, text).into_response()
+        }
         _ => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}
+
+/// A listener that accepts no more than so many at a time.
+struct Bounded {
+    listener: TcpListener,
+    turns: Arc<Semaphore>,
+}
+
+impl Listener for Bounded {
+    type Io = Connection;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Connection, SocketAddr) {
+        // Nobody closes the semaphore.
+        let turn = Arc::clone(&self.turns).acquire_owned().await.ok();
+        let (stream, from) = Listener::accept(&mut self.listener).await;
+        let connection = Connection {
+            stream,
+            end: Box::pin(sleep(LONGEST)),
+            _turn: turn,
+        };
+        (connection, from)
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+}
+
+/// A connection that fails when its time is over, whether its other end is slow to ask or to read.
+struct Connection {
+    stream: TcpStream,
+    end: Pin<Box<Sleep>>,
+    _turn: Option<OwnedSemaphorePermit>,
+}
+
+impl Connection {
+    fn in_time(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        match self.end.as_mut().poll(cx) {
+            Poll::Ready(()) => Err(io::ErrorKind::TimedOut.into()),
+            Poll::Pending => Ok(()),
+        }
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.in_time(cx)?;
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.in_time(cx)?;
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.in_time(cx)?;
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.in_time(cx)?;
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 
@@ -147,6 +246,10 @@ fn add_relays(registry: &mut Registry, relays: &[v1::Relay]) {
         let name = relay.spec.as_ref().map_or("", |spec| &spec.name).to_owned();
         let own = |more: Labels| -> Labels {
             let mut labels = vec![("relay", name.clone())];
+            // A port may have the name of a relay, or of a port of another network.
+            if !relay.network.is_empty() {
+                labels.push(("network", relay.network.clone()));
+            }
             labels.extend(more);
             labels
         };

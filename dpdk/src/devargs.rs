@@ -62,6 +62,16 @@ pub fn af_packet_data_room(mtu: u16) -> u32 {
 
 /// Mistakes that DPDK would answer with a riddle.
 pub(crate) fn check(devargs: &str) -> Result<(), String> {
+    // DPDK looks for these anywhere in the string, and takes what follows for the device.
+    let other = ["bus=", "class=", "driver="];
+    if other
+        .iter()
+        .any(|key| devargs.starts_with(key) || devargs.contains(&format!("/{key}")))
+    {
+        return Err(
+            "a device is named by what stands before the first comma, not by bus=, class= or driver=".to_owned(),
+        );
+    }
     if let Some(iface) = interface(devargs) {
         // IFNAMSIZ with its NUL.
         if iface.is_empty() || iface.len() > 15 {

@@ -5,7 +5,7 @@
 
 use crate::Error;
 use crate::config::Config;
-use crate::counters::PortBlock;
+use crate::counters::{PortBlock, PortCounters};
 use crate::fabric::{Exit, Fabric, Handoff, Link};
 use crate::input::{DeviceQueue, DeviceWake, Source, interrupt_of};
 use crate::message::{Command, PortParts, WorkerHandle};
@@ -49,6 +49,21 @@ pub(crate) struct PortRecord {
     pub(crate) queue_pairs: Option<u16>,
     /// The device its packets are relayed to.
     pub(crate) relay: Option<Relayed>,
+    /// What its former devices dropped.
+    pub(crate) gone_drops: [u64; DropReason::COUNT],
+}
+
+impl PortRecord {
+    /// What it did, with what its devices dropped: counters do not go back when a device ends.
+    pub(crate) fn read(&self) -> PortCounters {
+        let mut all = self.block.read();
+        let none = [0; DropReason::COUNT];
+        let now = self.relay.as_ref().map_or(none, Relayed::drops);
+        for (total, (gone, now)) in all.drops.iter_mut().zip(self.gone_drops.iter().zip(now)) {
+            *total += gone + now;
+        }
+        all
+    }
 }
 
 #[derive(Default)]
@@ -58,6 +73,8 @@ pub(crate) struct State {
     pub(crate) gone_drops: Vec<u64>,
     pub(crate) gone_hits: u64,
     pub(crate) gone_misses: u64,
+    /// Queues of devices that are being started and will share the buffers.
+    pub(crate) starting: u32,
     /// The router in use, and older ones that a worker may still hold.
     pub(crate) router: Option<Arc<VRouter>>,
     retired: Vec<Arc<VRouter>>,
@@ -333,6 +350,7 @@ impl Dataplane {
                 device,
                 queue_pairs,
                 relay: None,
+                gone_drops: [0; DropReason::COUNT],
             },
         );
         self.route(id, Some(worker), worker)
@@ -361,7 +379,7 @@ impl Dataplane {
             .and_then(|owner| owner.ask(|reply| Command::Release(id, reply)))
             .map(drop);
         let done = routed.and(released);
-        let last = record.block.read();
+        let last = record.read();
         for (total, count) in state.gone_drops.iter_mut().zip(last.drops) {
             *total += count;
         }

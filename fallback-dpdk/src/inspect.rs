@@ -71,7 +71,7 @@ impl Dataplane {
         let ports: Vec<_> = state
             .ports
             .iter()
-            .map(|(id, port)| (*id, port.block.read()))
+            .map(|(id, port)| (*id, port.read()))
             .collect();
         let mut drops: [u64; DropReason::COUNT] =
             std::array::from_fn(|n| state.gone_drops.get(n).copied().unwrap_or(0));

@@ -30,6 +30,9 @@ pub enum RelayError {
     Keep(String),
 }
 
+/// Most relays of the API.
+const MOST: usize = 1024;
+
 impl Control {
     /// The relays that were kept; a damaged file is set aside.
     pub(super) fn load_relays(&mut self) {
@@ -38,9 +41,8 @@ impl Control {
             Ok(relays) => self.relays.api = relays,
             Err(error) => {
                 tracing::error!(error = chain(&error), "relays of the API are lost");
-                if matches!(error, kept::KeepError::Damaged { .. }) {
-                    crate::state_file::set_aside(&path);
-                }
+                // The next one that is kept must not write over those that could not be read.
+                crate::state_file::set_aside(&path);
             }
         }
         for name in self.relays.api.keys() {
@@ -181,6 +183,11 @@ impl Control {
             }
             return Err(RelayError::Taken(format!(
                 "There is a relay \"{name}\" with other settings; remove it first, or choose another name"
+            )));
+        }
+        if self.relays.api.len() >= MOST {
+            return Err(RelayError::Refused(format!(
+                "This host has {MOST} relays of the API, which is the most; remove some first"
             )));
         }
         self.free_for(&spec)?;

@@ -230,7 +230,11 @@ impl VfPorts {
                 (port.has, port.maybe, port.stale) = (None, false, false);
                 None
             }
-            Outcome::Released(Err(reason)) => Some(reason),
+            Outcome::Released(Err(reason)) => {
+                // It may be half taken back. Who wants it again by now has to ask for it again.
+                port.stale = port.has.is_some();
+                Some(reason)
+            }
         };
         match failure {
             None => (port.failure, port.tries, port.retry_at) = (None, 0, None),

@@ -139,13 +139,8 @@ impl Reading<'_> {
             relay.core = worker.core.map_or(-1, |core| core as i32);
         }
         let own = self.counters.ports.iter().find(|(id, _)| *id == number);
-        let mut dropped = own.map(|(_, own)| own.drops);
+        let dropped = own.map(|(_, own)| own.drops);
         if let Some(far) = self.dataplane.relayed(number) {
-            if let Some(dropped) = &mut dropped {
-                for (total, count) in dropped.iter_mut().zip(far.counters.drops) {
-                    *total += count;
-                }
-            }
             relay.device = Some(v1::RelayDevice {
                 name: far.device,
                 driver: far.driver,

@@ -5,7 +5,7 @@ use api::v1;
 use flow::MacAddr;
 use sriov_mgr::PciAddress;
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
 
 /// MTUs of a relay: from the least of IPv4 to the longest frame that fits the data plane's buffers.
 pub const MTU: RangeInclusive<u64> = 68..=9000;
@@ -15,14 +15,33 @@ pub const DEFAULT_MTU: u16 = 1500;
 pub const DEFAULT_QUEUE_SIZE: u16 = 1024;
 /// What a name of ours looks like.
 pub const NAME_RULE: &str = "A relay's name is 1 to 63 of a-z, 0-9 and -, and starts with a letter";
-/// Drivers that whoever may use the local API can ask for: they reach interfaces and other programs. The
-/// others also reach files with the agent's rights, so they are for agent.toml, which is root's.
-const API_DRIVERS: [&str; 5] = [
-    "net_tap",
-    "net_af_xdp",
-    "net_af_packet",
-    "net_memif",
-    "net_null",
+/// Drivers that whoever may use the local API can ask for, with their arguments: they reach interfaces and nothing
+/// else. The others also reach files with the agent's rights, or memory beyond a packet (`size` of net_null;
+/// net_memif, which trusts its peer), so they are for agent.toml, which is root's.
+const API_DRIVERS: [(&str, &[&str]); 4] = [
+    ("net_tap", &["iface"]),
+    (
+        "net_af_xdp",
+        &[
+            "iface",
+            "start_queue",
+            "queue_count",
+            "force_copy",
+            "busy_budget",
+        ],
+    ),
+    (
+        "net_af_packet",
+        &[
+            "iface",
+            "qpairs",
+            "blocksz",
+            "framesz",
+            "framecnt",
+            "qdisc_bypass",
+        ],
+    ),
+    ("net_null", &["no-rx"]),
 ];
 /// Longest device string.
 const LONGEST: usize = 512;
@@ -106,9 +125,10 @@ pub fn check_device(device: &str, origin: Origin) -> Result<(), String> {
     let plain = device.len() <= LONGEST
         && device.bytes().all(|b| b.is_ascii_graphic())
         && name.len() <= 60
-        && name
-            .strip_prefix("net_")
-            .is_some_and(|rest| !rest.is_empty());
+        && name.strip_prefix("net_").is_some_and(|rest| {
+            let word = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
+            !rest.is_empty() && rest.bytes().all(word)
+        });
     if !plain {
         return Err(format!(
             "\"{shown}\" is not a virtual device of DPDK, such as net_tap0,iface=tap0 or net_af_xdp0,iface=eth1"
@@ -118,16 +138,26 @@ pub fn check_device(device: &str, origin: Origin) -> Result<(), String> {
         return Ok(());
     }
     // The driver is the name without its number.
-    let known = API_DRIVERS.iter().any(|driver| {
-        name.strip_prefix(driver).is_some_and(|rest| {
-            !rest.starts_with('_') && !rest.starts_with(|c: char| c.is_ascii_lowercase())
+    let takes = |keys: &[&str]| {
+        let mut parts = device.split(',').skip(1);
+        parts.all(|part| {
+            part.split_once('=')
+                .is_some_and(|(key, _)| keys.contains(&key))
         })
+    };
+    let known = API_DRIVERS.iter().any(|(driver, keys)| {
+        let number = name.strip_prefix(driver);
+        number.is_some_and(|rest| rest.bytes().all(|b| b.is_ascii_digit())) && takes(keys)
     });
-    if !known || argument(device, "xdp_prog").is_some() {
+    if !known {
+        let drivers: Vec<String> = API_DRIVERS
+            .iter()
+            .map(|(driver, keys)| format!("{driver} ({})", keys.join(", ")))
+            .collect();
         return Err(format!(
-            "\"{shown}\" can reach more of this host than the API's users may; the API takes {} without a program \
-             of their own, agent.toml takes every driver",
-            API_DRIVERS.join(", ")
+            "\"{shown}\" can reach more of this host than the API's users may; the API takes {}, agent.toml takes \
+             every driver",
+            drivers.join(", ")
         ));
     }
     Ok(())
@@ -202,7 +232,10 @@ impl Spec {
         check_vlan(&far, vlan)?;
         let socket = match asked.socket.as_str() {
             "" => None,
-            path => Some(check_socket(path).map(PathBuf::from)?),
+            path => {
+                check_place(path, origin)?;
+                Some(check_socket(path).map(PathBuf::from)?)
+            }
         };
         Ok(Spec {
             name: asked.name.clone(),
@@ -259,6 +292,29 @@ pub fn check_socket(path: &str) -> Result<&str, String> {
         ));
     }
     Ok(path)
+}
+
+/// Whoever may use the API makes no files among those of the host and of the agent.
+fn check_place(path: &str, origin: Origin) -> Result<(), String> {
+    const NOT_HERE: [&str; 8] = [
+        "/etc",
+        "/usr",
+        "/boot",
+        "/root",
+        "/dev",
+        "/proc",
+        "/sys",
+        "/var/lib/ferrovia",
+    ];
+    let path = Path::new(path);
+    let up = path.components().any(|part| part == Component::ParentDir);
+    if origin == Origin::Api && (up || NOT_HERE.iter().any(|root| path.starts_with(root))) {
+        let shown: String = path.display().to_string().chars().take(128).collect();
+        return Err(format!(
+            "The socket \"{shown}\" would lie among files of this host; put it below /run, or name none"
+        ));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -329,6 +385,11 @@ mod tests {
                 "needs a VF",
             ),
             (wrong(&|s| s.socket = "vm.sock".into()), "absolute"),
+            (wrong(&|s| s.socket = "/etc/cron.d/x".into()), "below /run"),
+            (
+                wrong(&|s| s.socket = "/run/../var/lib/ferrovia/x".into()),
+                "below /run",
+            ),
             (
                 wrong(&|s| s.socket = format!("/{}", "x".repeat(107))),
                 "107",
@@ -338,6 +399,17 @@ mod tests {
             (device("net_tap0,iface=a b"), "not a virtual device"),
             (device("net_pcap0,tx_pcap=/etc/passwd"), "agent.toml"),
             (device("net_af_xdp0,iface=a,xdp_prog=/x"), "agent.toml"),
+            (device("net_null0/class=eth"), "not a virtual device"),
+            (
+                device("net_null0/bus=pci,addr=0000:3b:02.1"),
+                "not a virtual device",
+            ),
+            (device("net_null0,size=60000"), "agent.toml"),
+            (device("net_tap0,remote=eth0"), "agent.toml"),
+            (
+                device("net_memif0,socket-abstract=no,socket=/x/y"),
+                "agent.toml",
+            ),
         ] {
             assert!(said.contains(part), "{part} in {said}");
         }

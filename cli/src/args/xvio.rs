@@ -71,7 +71,7 @@ pub struct AddRelay {
     /// PCI address of the VF that its packets go to.
     #[arg(long, value_name = "ADDRESS")]
     pub vf: Option<String>,
-    /// DPDK's device string of a virtual device instead: net_tap, net_af_xdp, net_af_packet or net_memif.
+    /// DPDK's device string of a virtual device instead: net_tap, net_af_xdp or net_af_packet.
     #[arg(long, value_name = "STRING")]
     pub device: Option<String>,
     /// The guest's MAC; the PF sets it on the VF.

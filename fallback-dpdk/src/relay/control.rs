@@ -8,7 +8,7 @@ use crate::input::{DeviceQueue, DeviceWake, interrupt_of};
 use crate::message::Command;
 use crate::uplink_doorbell::UplinkDoorbell;
 use dpdk::{Mempool, PortConfig};
-use flow::PortId;
+use flow::{DropReason, PortId};
 use std::sync::Arc;
 
 /// Ethernet header and two VLAN tags, before what the MTU counts.
@@ -37,6 +37,13 @@ pub(crate) struct Relayed {
     block: Arc<PortBlock>,
 }
 
+impl Relayed {
+    /// What was dropped on the way to and from the device.
+    pub(crate) fn drops(&self) -> [u64; DropReason::COUNT] {
+        self.block.read().drops
+    }
+}
+
 /// A port's relay, as it is now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Relay {
@@ -50,6 +57,19 @@ pub struct Relay {
     pub link: dpdk::Link,
     /// What went through it: `tx` is from the guest to the device, `rx` from the device to the guest.
     pub counters: PortCounters,
+}
+
+/// Queues that are counted as starting, until they are held or given up.
+struct Reserved<'d> {
+    plane: &'d Dataplane,
+    queues: u16,
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        let mut state = self.plane.state();
+        state.starting = state.starting.saturating_sub(self.queues.into());
+    }
 }
 
 impl Dataplane {
@@ -81,6 +101,10 @@ impl Dataplane {
         // A device may take its time to start; nobody else waits for it meanwhile.
         let pool = self.pool_of(&device, mtu)?;
         let queues = self.queues_for(id, &device, pool.is_none())?;
+        let mut reserved = Reserved {
+            plane: self,
+            queues: if pool.is_none() { queues } else { 0 },
+        };
         let wanted = wake.unwrap_or(Wake::Interrupt);
         let config = PortConfig {
             mtu,
@@ -109,6 +133,9 @@ impl Dataplane {
             shares_buffers: pool.is_none(),
             block,
         };
+        // From here on the relay holds them.
+        let held = std::mem::take(&mut reserved.queues);
+        state.starting = state.starting.saturating_sub(held.into());
         if let Some(record) = state.ports.get_mut(&id) {
             record.relay = Some(relay);
         }
@@ -135,14 +162,14 @@ impl Dataplane {
         })
     }
 
-    /// How many queues each way a device gets.
+    /// How many queues each way a device gets. Those that share the buffers are counted as starting.
     fn queues_for(
         &self,
         id: PortId,
         device: &dpdk::Port,
         shares_buffers: bool,
     ) -> Result<u16, Error> {
-        let state = self.state();
+        let mut state = self.state();
         let (pairs, _) = self.relayable(&state, id)?;
         let (most_rx, most_tx) = device.max_queues();
         let wanted = pairs.min(most_rx).min(most_tx).max(1);
@@ -153,6 +180,8 @@ impl Dataplane {
         let relays = state.ports.values().filter_map(|port| port.relay.as_ref());
         let sharing = relays.filter(|relay| relay.shares_buffers);
         let held: u32 = sharing.map(|relay| u32::from(relay.queues)).sum();
+        // Others may be about to start theirs.
+        let held = held + state.starting;
         let left = (self.config.buffers / 2 / queue).saturating_sub(held);
         if left == 0 {
             return Err(Error::Buffers {
@@ -162,7 +191,9 @@ impl Dataplane {
                 all: self.config.buffers,
             });
         }
-        Ok(wanted.min(u16::try_from(left).unwrap_or(u16::MAX)))
+        let queues = wanted.min(u16::try_from(left).unwrap_or(u16::MAX));
+        state.starting += u32::from(queues);
+        Ok(queues)
     }
 
     /// Queue pairs and worker of a port that can be relayed.
@@ -190,6 +221,9 @@ impl Dataplane {
         let queues = self
             .handle(record.worker)
             .and_then(|owner| owner.ask(|reply| Command::Relay(id, None, reply)));
+        for (total, count) in record.gone_drops.iter_mut().zip(relay.drops()) {
+            *total += count;
+        }
         // Nobody waits for a device that takes its time to end. Queues first, then the device.
         drop(state);
         let done = queues.map(drop);

@@ -50,6 +50,23 @@ pub(crate) struct Request {
 /// One line back.
 pub(crate) type Reply = Result<Answer, KernelError>;
 
+/// Closes what a helper was given besides its standard streams. DPDK opens its files without `O_CLOEXEC`, and a
+/// helper that keeps a VFIO group open is a user of the VF that never goes. To be called first, before anything
+/// is opened.
+pub fn close_inherited() {
+    let Ok(entries) = std::fs::read_dir("/proc/self/fd") else {
+        return;
+    };
+    let open = entries.flatten();
+    let open: Vec<i32> = open
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect();
+    for fd in open.into_iter().filter(|fd| *fd > 2) {
+        // That of the listing is closed already.
+        let _ = nix::unistd::close(fd);
+    }
+}
+
 /// Serves requests, one a line, until `requests` ends. Called by the program that [`HelperCommand`] names.
 ///
 /// # Errors
